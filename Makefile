@@ -1,0 +1,66 @@
+# Everything runs in .venv, which is made on first use and kept until pyproject.toml or
+# constraints.txt change. Another Python: make PYTHON=python3.12 quickstart
+
+PYTHON ?= python3
+DIR ?= runs/quickstart
+WORKERS ?= 2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart report test test-plain test-shapes check format doctor clean distclean
+
+help:  ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=$(PYTHON) makes .venv; DIR=$(DIR) is reported on; WORKERS=$(WORKERS) run tests."
+
+install: $(INSTALLED)  ## Make .venv with everything in it (the other targets do so by themselves)
+
+# torch goes first and alone: whichever build the index serves, CPU or CUDA, the rest follows it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is wanted; $(PYTHON) is older or missing. Use make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet $$(grep '^setuptools==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[text,dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)  ## Train attention and a gated convolution on recall, and chart it (3 minutes on 2 cores)
+	$(BIN)/recallzoo run quickstart --out runs/quickstart
+	$(BIN)/recallzoo report runs/quickstart
+
+report: $(INSTALLED)  ## Chart the results in DIR
+	$(BIN)/recallzoo report $(DIR)
+
+test: test-plain test-shapes  ## Run all tests: once plainly, once with every annotated shape checked
+
+test-plain: $(INSTALLED)  ## The tests as they are
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+# Compiled code and the checks do not go together, and subprocesses do not see them.
+test-shapes: $(INSTALLED)  ## The quick tests with tensor shapes and types checked at every call
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not browser" --ignore tests/cli \
+	  --ignore tests/test_docs.py --jaxtyping-packages=recallzoo,shape_checks.checker
+
+check: $(INSTALLED)  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(INSTALLED)  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: $(INSTALLED)  ## What this machine can do
+	$(BIN)/recallzoo doctor
+
+clean:  ## Delete caches and builds; results stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info
+
+distclean: clean  ## Delete .venv as well
+	rm -rf .venv

@@ -1,0 +1,32 @@
+"""Options of commands: typed, checked, explained; by tyro."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(options: type[T], argv: Sequence[str], command: str, help_text: str | None) -> T:
+    """Fill a dataclass from arguments. Prints help or what is wrong, and exits, as asked.
+
+    tyro suggests near names for misspelt options and exits with code 2.
+    """
+    return tyro.cli(
+        options,
+        args=list(argv),
+        prog=f"recallzoo {command}",
+        description=inspect.cleandoc(help_text or ""),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def plain(value: Any) -> Any:
+    """An option's default as JSON."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value)

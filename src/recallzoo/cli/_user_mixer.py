@@ -1,0 +1,58 @@
+"""Check a user's own mixer before anything is trained with it."""
+
+from typing import Any
+
+from recallzoo.contract import check_mixer
+from recallzoo.errors import ContractViolation, UserError
+from recallzoo.mixers import MixerConfig, state_size
+from recallzoo.run import Run, describe
+
+
+def check(names: tuple[str, ...], runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Check each mixer, and print what was found.
+
+    Returns the reports by file name, to be stored with the results. Raises ContractViolation
+    for a mixer whose accuracy would be false, or that cannot be trained.
+    """
+    reports: dict[str, dict[str, Any]] = {}
+    for name in names:
+        config, d_model, seq_len = _largest(name, runs)
+        print(f"checking {name}", flush=True)
+        report = check_mixer(config)
+        print(report.summary(), flush=True)
+        if not report.passed:
+            raise ContractViolation(
+                f"{name} is refused: {'; '.join(map(str, report.failures))} Nothing was trained."
+            )
+        print(_state(config, d_model, seq_len), flush=True)
+        short = name.rpartition(":")[2]
+        reports[f"{short}-{(config.source_sha256 or '')[:12]}"] = {
+            "mixer": describe(config),
+            "d_model": d_model,
+            "seq_len": seq_len,
+            "passed": report.passed,
+            "summary": report.summary(),
+        }
+    return reports
+
+
+def _largest(name: str, runs: list[Run]) -> tuple[MixerConfig, int, int]:
+    """The mixer with the largest width and length at which `runs` will train it."""
+    using = [(run, c) for run in runs for c in run.model.mixers if c.name == name]
+    if not using:
+        raise UserError(f"no run of the recipe uses {name}.")
+    return (
+        using[0][1],
+        max(run.model.d_model for run, _ in using),
+        max(run.data.max_seq_len for run, _ in using),
+    )
+
+
+def _state(config: MixerConfig, d_model: int, seq_len: int) -> str:
+    mixer = config.build(d_model, seq_len)
+    where = f"state after {seq_len} tokens at width {d_model}"
+    if not mixer.has_step:
+        return f"{where}: unknown, because the mixer has no step and init_cache"
+    parts = state_size(mixer, seq_len)
+    kinds = ", ".join(f"{kind} {size:,}" for kind, size in parts.items())
+    return f"{where}: {sum(parts.values()):,} elements a layer ({kinds})"

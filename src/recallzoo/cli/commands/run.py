@@ -1,0 +1,261 @@
+"""Train the runs of a recipe, and print which mixers solve the task.
+
+usage: recallzoo run RECIPE [OPTIONS]
+       recallzoo run path/to/recipe.py[:function] [OPTIONS]
+       recallzoo run --mixer path/to/file.py:Class [RECIPE] [OPTIONS]
+
+Runs that a results folder holds already are not trained again, and an interrupted command goes
+on where it stopped: run it once more.
+
+A mixer of your own (--mixer) needs no change to this package: any nn.Module built as
+Class(d_model, max_seq_len, **options) whose forward takes [B, T, D] and returns the same. It is
+first checked (does it look ahead? does its recurrent form agree?), then trained beside
+attention and base_conv.
+
+examples:
+  recallzoo run quickstart
+  recallzoo run quickstart --dry-run
+  recallzoo run ladder --mixers attention rwkv4 --seq-lens 32 64
+  recallzoo run path/to/recipe.py:small --out runs/small --device cuda
+  recallzoo run --mixer my_mixer.py:MyMixer
+"""
+
+import dataclasses
+import inspect
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from recallzoo.cli._options import parse
+from recallzoo.errors import UserError
+from recallzoo.recipes import Recipe, find_recipes, load
+
+if TYPE_CHECKING:
+    from recallzoo.result import Result
+    from recallzoo.run import Run
+    from recallzoo.sweep import SweepOptions
+
+RECIPE_FOR_MIXERS = "ladder"
+"""Trained by `--mixer` when no recipe is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How and where to train; nothing here changes a result."""
+
+    out: Path | None = None
+    """Folder for the results. runs/RECIPE if not given."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    max_pack_size: int | None = None
+    """Most runs to train at once; what is expected to fit into memory if not given."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints of a pack, in seconds."""
+    dry_run: bool = False
+    """Print the runs, and which train together, but train nothing."""
+    mixer: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE.py:CLASS")
+    ] = ()
+    """A mixer of your own, to be checked and then trained. Give it again for another one."""
+
+    def __post_init__(self) -> None:
+        if self.max_pack_size is not None and self.max_pack_size < 1:
+            raise UserError(f"--max-pack-size {self.max_pack_size} must be at least 1.")
+        if not (self.checkpoint_seconds >= 0 and math.isfinite(self.checkpoint_seconds)):
+            raise UserError(
+                f"--checkpoint-seconds {self.checkpoint_seconds} must be a time of 0 or more."
+            )
+
+
+def main(argv: list[str]) -> int:
+    """`recallzoo run`."""
+    name, rest = _take_recipe(argv)
+    if name is None:
+        if any(argument in ("-h", "--help") for argument in rest) and not _names_mixer(rest):
+            parse(RunOptions, ["--help"], "run RECIPE", _help_with_recipes())
+        if not _names_mixer(rest):
+            raise UserError(
+                f"name a recipe ({', '.join(find_recipes())}), a file path/to/recipe.py, or a "
+                f"mixer with --mixer path/to/file.py:Class. recallzoo run --help explains."
+            )
+        name = RECIPE_FOR_MIXERS
+    recipe = load(name)
+    options, chosen = _parse_with_recipe(recipe, name, rest)
+    folder = options.out or Path("runs") / recipe.name
+    reports = {}
+    if options.mixer:
+        chosen = _with_mixers(recipe, options, chosen)
+    runs = recipe.runs(**chosen)
+    if options.dry_run:
+        _print_plan(runs, folder, options)
+        return 0
+    if options.mixer:
+        from recallzoo.cli._user_mixer import check
+
+        reports = check(options.mixer, runs)
+    results = _train(runs, folder, options, reports)
+    _print_outcome(results, folder)
+    if options.mixer:
+        from recallzoo.cli._verdict import print_verdict
+
+        print_verdict(options.mixer, results, sys.stdout)
+    return 0
+
+
+def _take_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe and the remaining arguments.
+
+    Options of `run` may stand before it. After an option of a recipe, which takes any number of
+    values, no name is looked for.
+    """
+    num_values = {"-h": 0, "--help": 0} | {
+        f"--{f.name.replace('_', '-')}": int(f.type is not bool)
+        for f in dataclasses.fields(RunOptions)
+    }
+    position = 0
+    while position < len(argv):
+        argument = argv[position]
+        if not argument.startswith("-"):
+            return argument, argv[:position] + argv[position + 1 :]
+        option, has_value, _ = argument.partition("=")
+        option = option.replace("_", "-")
+        if option not in num_values:
+            return None, argv
+        position += 1 if has_value else 1 + num_values[option]
+    return None, argv
+
+
+def _names_mixer(argv: list[str]) -> bool:
+    return any(argument.partition("=")[0] == "--mixer" for argument in argv)
+
+
+def _parse_with_recipe(
+    recipe: Recipe, name: str, argv: list[str]
+) -> tuple[RunOptions, dict[str, Any]]:
+    """Options of the command, and those of the recipe, from one command line."""
+    if not recipe.parameters:
+        return parse(RunOptions, argv, f"run {name}", _recipe_help(recipe, name)), {}
+    taken = {f.name for f in dataclasses.fields(RunOptions)}
+    for parameter in recipe.parameters:
+        if parameter.name in taken:
+            raise UserError(
+                f"{recipe.where}: option {parameter.name!r} of recipe {recipe.name} is also an "
+                f"option of `recallzoo run`. Rename it."
+            )
+    own = dataclasses.make_dataclass(
+        recipe.name,
+        [(p.name, p.type, field(default_factory=lambda p=p: p.default)) for p in recipe.parameters],
+    )
+    own.__doc__ = inspect.getdoc(recipe.function)
+    both = dataclasses.make_dataclass(
+        "RecipeAndRun",
+        [
+            (recipe.name, own, field(default_factory=own)),
+            ("run", RunOptions, field(default_factory=RunOptions)),
+        ],
+    )
+    parsed = parse(both, argv, f"run {name}", _recipe_help(recipe, name))
+    values = getattr(parsed, recipe.name)
+    return parsed.run, {p.name: getattr(values, p.name) for p in recipe.parameters}
+
+
+def _recipe_help(recipe: Recipe, name: str) -> str:
+    first = next((p for p in recipe.parameters if isinstance(p.default, int | float | str)), None)
+    examples = [f"recallzoo run {name}", f"recallzoo run {name} --dry-run"]
+    if first is not None:
+        option = first.name.replace("_", "-")
+        examples.append(f"recallzoo run {name} --{option} {first.default} --out runs/mine")
+    return "\n".join([recipe.summary, "", "examples:", *(f"  {line}" for line in examples)])
+
+
+def _help_with_recipes() -> str:
+    lines = [f"  {found.name:<16} {found.summary}" for found in find_recipes().values()]
+    return "\n".join([inspect.cleandoc(__doc__ or ""), "", "recipes:", *lines])
+
+
+def _with_mixers(recipe: Recipe, options: RunOptions, chosen: dict[str, Any]) -> dict[str, Any]:
+    if "mixers" not in chosen:
+        raise UserError(
+            f"recipe {recipe.name} has no option `mixers`, so it cannot train "
+            f"{' and '.join(options.mixer)}. Leave the recipe out: recallzoo run --mixer "
+            f"{options.mixer[0]} trains {RECIPE_FOR_MIXERS}."
+        )
+    return {**chosen, "mixers": tuple(dict.fromkeys((*chosen["mixers"], *options.mixer)))}
+
+
+def _sweep_options(options: RunOptions) -> "SweepOptions":
+    from recallzoo.sweep import SweepOptions
+
+    return SweepOptions(
+        device=options.device,
+        max_pack_size=options.max_pack_size,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+
+
+def _train(
+    runs: "list[Run]", folder: Path, options: RunOptions, reports: dict[str, dict[str, Any]]
+) -> "list[Result]":
+    from recallzoo.cli._progress import SweepProgress
+    from recallzoo.files import write_json
+    from recallzoo.store import Store
+    from recallzoo.sweep import sweep
+
+    store = Store(folder)
+    for _ in store.results():
+        pass  # a damaged run is reported before hours of training, not after
+    for name, report in reports.items():
+        write_json(store.folder / "contracts" / f"{name}.json", report)
+    progress = SweepProgress()
+    results = sweep(runs, store, progress, _sweep_options(options))
+    for warning in progress.warnings:
+        print(f"note: {warning}")
+    return results
+
+
+def _print_outcome(results: "list[Result]", folder: Path) -> None:
+    from recallzoo.cli._outcome import notes, print_table
+
+    print_table(results, sys.stdout)
+    for line in notes(results):
+        print(f"note: {line}")
+    print(f"results: {folder}; charts: recallzoo report {folder}")
+
+
+def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
+    """What would be trained, and together with what."""
+    from recallzoo.store import Store
+    from recallzoo.sweep import choose_device, refuse_duplicates, runs_that_fit
+
+    refuse_duplicates(runs)
+    device = choose_device(options.device)
+    store = Store(folder, create=False) if folder.exists() else None
+    waiting = [run for run in runs if store is None or not store.has(run.hash)]
+    by_shape: dict[str, list[Run]] = {}
+    for run in waiting:
+        by_shape.setdefault(run.pack_key, []).append(run)
+    packs = []
+    for members in by_shape.values():
+        size = options.max_pack_size or runs_that_fit(members[0], device)
+        packs += [members[start : start + size] for start in range(0, len(members), size)]
+    print(
+        f"{len(runs)} runs, {len(runs) - len(waiting)} finished in {folder}, {len(waiting)} to "
+        f"train on {device} in {len(packs)} packs"
+    )
+    for number, members in enumerate(packs, start=1):
+        first = members[0]
+        tasks = ", ".join(
+            dict.fromkeys(
+                f"{s.task.name} T={s.task.seq_len} Q={s.task.num_queries}" for s in first.data.test
+            )
+        )
+        print(f"pack {number}: {first.model_label} d={first.model.d_model}, {tasks}")
+        for run in members:
+            print(
+                f"  {run.hash} learning rate {run.optimizer.learning_rate:g}, seed {run.seed}, "
+                f"{run.budget.num_epochs} epochs"
+            )

@@ -1,0 +1,153 @@
+"""Whether a mixer can be trained in a pack: under `torch.func.vmap`, and compiled.
+
+Letters   R packed runs, B batch, T time, D width.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from recallzoo.contract._report import Violation
+from recallzoo.contract._subject import Subject, call, require_close
+from recallzoo.mixers import Context, Mixer
+
+NUM_RUNS = 3
+
+Tensors = dict[str, Tensor]
+
+
+class _Pack:
+    """Three differently initialised copies on different inputs, as one program and singly."""
+
+    def __init__(self, subject: Subject, *, training: bool) -> None:
+        self.training = training
+        self.mixers = [subject.shaken(seed).train(training) for seed in range(NUM_RUNS)]
+        _refuse_hidden_tensors(self.mixers[0])
+        self.x = torch.stack([subject.x(seed) for seed in range(NUM_RUNS)])
+        self.tokens = torch.stack([subject.tokens(seed) for seed in range(NUM_RUNS)])
+        self.weights = torch.stack([subject.x(10 + seed) for seed in range(NUM_RUNS)])
+        self.keys = torch.arange(NUM_RUNS) + 99 if training else None
+        # As the trainer does it, so that a mixer which computes with anything but what it is
+        # given fails here.
+        self.skeleton = copy.deepcopy(self.mixers[0]).to("meta")
+        self.parameters = {
+            name: torch.stack([dict(m.named_parameters())[name].detach() for m in self.mixers])
+            for name, _ in self.mixers[0].named_parameters()
+        }
+        self.buffers = {
+            name: torch.stack([dict(m.named_buffers())[name] for m in self.mixers])
+            for name, _ in self.mixers[0].named_buffers()
+        }
+
+    def forward(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
+        def one(
+            parameters: Tensors, buffers: Tensors, x: Tensor, tokens: Tensor, key: Tensor | None
+        ) -> Tensor:
+            context = Context(tokens=tokens, dropout_key=key)
+            return functional_call(self.skeleton, (parameters, buffers), (x, context))
+
+        in_dims = (0, 0, 0, 0, None if self.keys is None else 0)
+        return vmap(one, in_dims=in_dims, randomness="different")(
+            parameters, buffers, x, self.tokens, self.keys
+        )
+
+    def outputs(self, forward: Callable[..., Tensor]) -> Tensors:
+        """Outputs and gradients, [R, ...] each, of `forward` above or of it compiled."""
+        parameters = {n: p.clone().requires_grad_() for n, p in self.parameters.items()}
+        x = self.x.clone().requires_grad_()
+        y = forward(parameters, self.buffers, x)
+        gradients = torch.autograd.grad(
+            (y * self.weights).sum(),
+            [x, *parameters.values()],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        names = ["input", *parameters]
+        return {"output": y.detach()} | {
+            f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)
+        }
+
+    def outputs_singly(self) -> Tensors:
+        """The same, one run after the other."""
+        runs: list[Tensors] = []
+        for r, mixer in enumerate(self.mixers):
+            x = self.x[r].clone().requires_grad_()
+            key = None if self.keys is None else self.keys[r]
+            y = call(mixer, x, self.tokens[r], training=self.training, dropout_key=key)
+            parameters = dict(mixer.named_parameters())
+            gradients = torch.autograd.grad(
+                (y * self.weights[r]).sum(),
+                [x, *parameters.values()],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            names = ["input", *parameters]
+            runs.append(
+                {"output": y.detach()}
+                | {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
+            )
+        return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+def _refuse_hidden_tensors(mixer: Mixer) -> None:
+    for path, module in mixer.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                full_name = f"{path}.{name}" if path else name
+                raise Violation(
+                    f"{full_name} is a tensor, but neither parameter nor buffer: it would stay on "
+                    f"the CPU and be shared by all runs of a pack. Use register_buffer."
+                )
+
+
+def _is_reproducible(subject: Subject) -> bool:
+    """Whether training draws its random numbers from the context alone."""
+    mixer = subject.shaken()
+    with torch.no_grad():
+        first, second = (
+            call(mixer, subject.x(), subject.tokens(), training=True, seed=seed) for seed in (0, 1)
+        )
+    return bool(torch.equal(first, second))
+
+
+def _require_equal(got: Tensors, wanted: Tensors, names: str) -> float:
+    return max(
+        require_close(
+            got[name].flatten(0, 1) if name == "output" else got[name],
+            wanted[name].flatten(0, 1) if name == "output" else wanted[name],
+            name,
+            names,
+        )
+        for name in wanted
+    )
+
+
+def packs(subject: Subject) -> str:
+    """Under vmap over runs every run gives what it gives alone, gradients included."""
+    worst = 0.0
+    for training in (False, True):
+        pack = _Pack(subject, training=training)
+        got = pack.outputs(pack.forward)
+        if not training or _is_reproducible(subject):
+            wanted = pack.outputs_singly()
+            worst = max(worst, _require_equal(got, wanted, f"a pack of {NUM_RUNS} and single runs"))
+        elif not all(torch.isfinite(tensor).all() for tensor in got.values()):
+            raise Violation("in training a pack gives numbers that are not finite.")
+    return f"{NUM_RUNS} runs packed differ from single ones by {worst:.0e} of the largest value"
+
+
+def compiles(subject: Subject) -> str:
+    """The packed form compiles without a graph break, and computes the same."""
+    pack = _Pack(subject, training=_is_reproducible(subject))
+    torch._dynamo.reset()
+    compiled = torch.compile(pack.forward, backend="aot_eager", fullgraph=True, dynamic=False)
+    try:
+        worst = _require_equal(
+            pack.outputs(compiled), pack.outputs(pack.forward), "compiled and eager arithmetic"
+        )
+    finally:
+        torch._dynamo.reset()
+    return f"differs from eager arithmetic by {worst:.0e} of the largest value"

@@ -1,0 +1,29 @@
+"""Sequence mixers, one file each."""
+
+from recallzoo.mixers._configure import MixerConfig, mixer, mixer_class, option_types, registry
+from recallzoo.mixers._contract import (
+    Cache,
+    Context,
+    Mixer,
+    ParameterRule,
+    cache_parts,
+    select_positions,
+    state_size,
+)
+from recallzoo.options import OptionValue
+
+__all__ = [
+    "Cache",
+    "Context",
+    "Mixer",
+    "MixerConfig",
+    "OptionValue",
+    "ParameterRule",
+    "cache_parts",
+    "mixer",
+    "mixer_class",
+    "option_types",
+    "registry",
+    "select_positions",
+    "state_size",
+]

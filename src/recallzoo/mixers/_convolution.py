@@ -1,0 +1,202 @@
+"""Causal convolution, one filter per channel, and what the convolutional mixers share.
+
+    y[t, d] = sum over lags 0 <= k <= min(t, K-1) of filter[d, k] x[t - k, d]
+
+`causal_conv` is one function with three ways to compute it, picked by size:
+
+    shifts     K products with shifted inputs, O(B T K D), for a few taps
+    Toeplitz   a lower-triangular matrix per channel, [T, T], times its inputs: O(B T^2 D), but
+               as matrix products, in the precision of matrix products (bfloat16 under autocast)
+    FFT        O(B D T log T), in float32; padded to T + K - 1 or more so that nothing wraps
+
+None of them scatters, branches on values or uses a convolution operator, which `vmap` over
+packed runs maps badly.
+
+Letters   B batch, T time, D width, K filter taps.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from recallzoo.errors import InvalidConfig
+from recallzoo.mixers._contract import Cache, Context, Mixer
+
+MAX_SHIFTS = 4
+"""Taps up to which shifted sums are used: forward and backward on a CPU core, 3 taps take 0.7
+times as long as by FFT, 4 taps 0.9, 6 taps 1.3."""
+MAX_TOEPLITZ = 128
+"""Length up to which Toeplitz matrices are used. Forward and backward on a CPU core take, against
+FFT, 0.4 to 1 times as long at T = 64, 1.5 (small batches) to 0.3 (large ones, as in packs) at
+128, and about 2 at 256."""
+
+
+def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
+    """Each channel of x filtered by its own taps; the first tap weighs the present. Taps that
+    reach past the first token are not used. The output has the dtype of x."""
+    seq_len = x.shape[-2]
+    taps = taps[..., :seq_len]
+    if taps.shape[-1] <= MAX_SHIFTS:
+        return conv_by_shifts(x, taps)
+    if seq_len <= MAX_TOEPLITZ:
+        return conv_by_toeplitz(x, taps)
+    return conv_by_fft(x, taps)
+
+
+def conv_by_shifts(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
+    """`causal_conv` as a sum over taps."""
+    seq_len, num_taps = x.shape[-2], taps.shape[-1]
+    padded = F.pad(x, (0, 0, num_taps - 1, 0))
+    weights = taps.to(x.dtype).unbind(-1)
+    y = x * weights[0]
+    for lag in range(1, num_taps):
+        start = num_taps - 1 - lag
+        y = y + padded[..., start : start + seq_len, :] * weights[lag]
+    return y
+
+
+def conv_by_toeplitz(
+    x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]
+) -> Float[Tensor, "B T D"]:
+    """`causal_conv` as a matrix product per channel."""
+    matrix = _toeplitz(taps, x.shape[-2])
+    return torch.einsum("dts,bsd->btd", matrix.to(x.dtype), x).to(x.dtype)
+
+
+def _toeplitz(taps: Float[Tensor, "D K"], seq_len: int) -> Float[Tensor, "D T T"]:
+    """matrix[d, t, s] = taps[d, t - s], zero where t < s or t - s >= K."""
+    # Row t is the reversed filter, T zeros behind it, shifted by t. Repeating a row of length 2T
+    # and reading it in rows of 2T - 1 shifts each by one more; unlike indexing by t - s, its
+    # gradient is a plain sum.
+    num_channels, num_taps = taps.shape
+    row = F.pad(taps.flip(-1), (seq_len - num_taps, seq_len))
+    rows = row[:, None, :].expand(-1, seq_len, -1).reshape(num_channels, 2 * seq_len * seq_len)
+    shifted = rows[:, : seq_len * (2 * seq_len - 1)].unflatten(-1, (seq_len, 2 * seq_len - 1))
+    return shifted[:, :, seq_len - 1 :]
+
+
+def conv_by_fft(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
+    """`causal_conv` through the frequency domain, in float32."""
+    seq_len = x.shape[-2]
+    size = _fft_size(seq_len + taps.shape[-1] - 1)
+    x_f = torch.fft.rfft(x.float().transpose(-1, -2), n=size)
+    taps_f = torch.fft.rfft(taps.float(), n=size)
+    y = torch.fft.irfft(x_f * taps_f, n=size)[..., :seq_len]
+    return y.transpose(-1, -2).to(x.dtype)
+
+
+def _fft_size(least: int) -> int:
+    """The smallest of 2^n, 3 2^n and 5 2^n that is at least `least` and even."""
+    sizes = []
+    for factor in (1, 3, 5):
+        size = 2 * factor
+        while size < least:
+            size *= 2
+        sizes.append(size)
+    return min(sizes)
+
+
+def conv_step(
+    x_t: Float[Tensor, "B D"], past: Float[Tensor, "B N D"], taps: Float[Tensor, "D K"]
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B M D"]]:
+    """One position of `causal_conv` and the inputs up to and including it."""
+    inputs = torch.cat([past, x_t[:, None]], dim=1)
+    reach = min(inputs.shape[1], taps.shape[1])
+    weights = taps[:, :reach].flip(1).transpose(0, 1).to(x_t.dtype)
+    return (inputs[:, inputs.shape[1] - reach :] * weights).sum(1), inputs
+
+
+class Convolution(Mixer):
+    """A mixer that is one causal convolution: what its subclasses differ in is the filter.
+
+    y = conv(x, filter) (+ bias) (+ x with `skip`)
+    """
+
+    def __init__(self, d_model: int, max_seq_len: int, *, bias: bool, skip: bool) -> None:
+        super().__init__(d_model, max_seq_len)
+        self.bias = nn.Parameter(torch.zeros(d_model)) if bias else None
+        self.skip = skip
+
+    def filter_taps(self, seq_len: int) -> Float[Tensor, "D K"]:
+        """The filter for an input of `seq_len` tokens, in float32."""
+        raise NotImplementedError(f"{type(self).__name__} lacks filter_taps")
+
+    def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
+        return self._finish(causal_conv(x, self.filter_taps(x.shape[-2])), x)
+
+    def init_cache(self, batch_size: int) -> Cache:
+        parameter = next(self.parameters())
+        return {"conv": parameter.new_zeros(batch_size, 0, self.d_model)}
+
+    def step(
+        self, x_t: Float[Tensor, "B D"], cache: Cache, context: Context
+    ) -> tuple[Float[Tensor, "B D"], Cache]:
+        past = cache["conv"]
+        assert isinstance(past, Tensor)
+        y_t, inputs = conv_step(x_t, past, self.filter_taps(past.shape[1] + 1))
+        return self._finish(y_t, x_t), {"conv": inputs}
+
+    def _finish(self, y: Float[Tensor, "*S D"], x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y + x if self.skip else y
+
+    def _check_length(self, seq_len: int) -> None:
+        require_length(type(self).name, seq_len, self.max_seq_len)
+
+
+def require_length(name: str, seq_len: int, max_seq_len: int) -> None:
+    """InvalidConfig if an input is longer than the filter."""
+    if seq_len > max_seq_len:
+        raise InvalidConfig(
+            f"{name} has a filter for {max_seq_len} tokens and was given {seq_len}. Build it with "
+            f"max_seq_len={seq_len} or more."
+        )
+
+
+def require_features(name: str, num_features: int) -> None:
+    """InvalidConfig unless `num_features` is time and whole pairs of cosine and sine."""
+    if num_features < 3 or num_features % 2 == 0:
+        raise InvalidConfig(
+            f"{name}.num_features={num_features} must be odd and at least 3: time, then a cosine "
+            f"and a sine for each frequency."
+        )
+
+
+def position_features(
+    num_features: int, max_seq_len: int, seq_len: int, device: torch.device | None = None
+) -> Float[Tensor, "T F"]:
+    """What an implicit filter is a function of: time in [0, 1] and, for (F - 1) / 2 frequencies
+    f evenly spaced from 1e-4 to the largest, cos(2 pi f k / max_seq_len) and minus its sine."""
+    num_bands = (num_features - 1) // 2
+    k = torch.arange(seq_len, dtype=torch.float32, device=device)[:, None]
+    frequency = torch.linspace(1e-4, num_bands - 1, num_bands, device=device)
+    angle = frequency * (2 * torch.pi * k / max_seq_len)
+    return torch.cat([k / max(max_seq_len - 1, 1), torch.cos(angle), -torch.sin(angle)], dim=-1)
+
+
+def linear_float32(x: Float[Tensor, "*S F"], linear: nn.Linear) -> Float[Tensor, "*S G"]:
+    """A linear map in float32 whatever its weights' dtype."""
+    bias = None if linear.bias is None else linear.bias.float()
+    return F.linear(x, linear.weight.float(), bias)
+
+
+def in_float32(device: torch.device) -> torch.autocast:
+    """Filters are computed in float32 also where matrix products are not: their errors would
+    add up over all lags."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def init_linear_maps(module: nn.Module, init: str, name: str) -> None:
+    """`torch` leaves linear maps as PyTorch draws them; `normal` draws weights of standard
+    deviation 0.02 and sets biases to zero."""
+    if init not in ("torch", "normal"):
+        raise InvalidConfig(f"{name}.init={init!r} must be 'torch' or 'normal'.")
+    if init == "torch":
+        return
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            nn.init.normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)

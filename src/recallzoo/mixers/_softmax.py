@@ -1,0 +1,120 @@
+"""Softmax attention over a causal window, in the form that suits the caller.
+
+Short sequences use plain batched products: under `torch.func.vmap` the run axis folds into
+their batch, and any head width keeps the same speed. Long ones use PyTorch's fused operator,
+which never holds the T by T scores. A window much shorter than the sequence is computed in
+blocks, each of which looks at itself and the block before: O(T window) time and memory.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recallzoo.mixers._contract import Context
+
+PLAIN_MAX_SEQ_LEN = 512
+"""Up to this many tokens the T by T scores are held; beyond, the fused operator is used."""
+MIN_BLOCK = 64
+"""Fewest queries to a block: products of smaller blocks leave the hardware idle."""
+
+
+def causal_mask(
+    num_queries: int, num_keys: int, window: int | None, device: torch.device
+) -> Bool[Tensor, "Q T"]:
+    """True where a query may look: its own position and, within `window`, earlier ones.
+
+    The queries are the last `num_queries` of `num_keys` positions.
+    """
+    query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    key = torch.arange(num_keys, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
+
+
+def attend(
+    q: Float[Tensor, "B H Q K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    context: Context,
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H Q K"]:
+    """softmax(q k^T / sqrt(K)) v over the `window` latest positions (all if None)."""
+    num_queries, num_keys = q.shape[-2], k.shape[-2]
+    if window is not None and num_queries == num_keys:
+        block = max(window, MIN_BLOCK)
+        if num_keys > 2 * block:
+            return _attend_in_blocks(q, k, v, context, window, block, dropout)
+    drops = dropout > 0.0 and context.dropout_key is not None
+    if num_keys > PLAIN_MAX_SEQ_LEN and not drops:
+        if window is None and num_queries == num_keys:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mask = causal_mask(num_queries, num_keys, window, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return _attend_plainly(
+        q, k, v, causal_mask(num_queries, num_keys, window, q.device), context, dropout
+    )
+
+
+def attend_at(
+    q: Float[Tensor, "B H Q K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    positions: Int[Tensor, "B Q"],
+    context: Context,
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H Q K"]:
+    """`attend` for queries that stand at `positions`, in any order. Holds the Q by T scores."""
+    query = positions[:, None, :, None]
+    key = torch.arange(k.shape[-2], device=k.device)
+    mask = key <= query
+    if window is not None:
+        mask = mask & (key > query - window)
+    return _attend_plainly(q, k, v, mask, context, dropout)
+
+
+def _attend_plainly(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, context: Context, dropout: float
+) -> Tensor:
+    """Attention that holds its scores; `mask` is True where a query may look."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+    weights = torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1)
+    return context.dropout(weights, dropout) @ v
+
+
+def _attend_in_blocks(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    context: Context,
+    window: int,
+    block: int,
+    dropout: float,
+) -> Float[Tensor, "B H T K"]:
+    """Windowed attention by blocks of `block` >= `window` queries, N of them."""
+    B, H, seq_len, _ = q.shape
+    padding = -seq_len % block
+    q = F.pad(q, (0, 0, 0, padding)).unflatten(-2, (-1, block))
+    k, v = (
+        torch.cat([padded[..., :-1, :, :], padded[..., 1:, :, :]], dim=-2)
+        for part in (k, v)
+        for padded in [F.pad(part, (0, 0, block, padding)).unflatten(-2, (-1, block))]
+    )
+    key = torch.arange(2 * block, device=q.device)
+    query = block + torch.arange(block, device=q.device)[:, None]
+    exists = (torch.arange(q.shape[-3], device=q.device)[:, None, None] > 0) | (key >= block)
+    mask = exists & (key <= query) & (key > query - window)
+    drops = dropout > 0.0 and context.dropout_key is not None
+    if block > PLAIN_MAX_SEQ_LEN and not drops:
+        y = F.scaled_dot_product_attention(
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask
+        ).unflatten(0, (B, H))
+    else:
+        y = _attend_plainly(q, k, v, mask, context, dropout)
+    return y.flatten(-3, -2)[..., :seq_len, :]

@@ -1,0 +1,316 @@
+"""A language model around any mixer or pattern of mixers.
+
+    x = dropout(embed(tokens) (+ learned positions))
+    for each layer:  x = x + mixer(norm(x));  x = x + state_mixer(norm(x))
+    logits = norm(x) @ head
+
+Only the positions that are asked need the head: `forward` takes them and computes no other.
+
+Source   HazyResearch/zoology at dbcb60d, zoology/model.py: pre-norm blocks, tied head,
+         embedding dropout once, residual dropout on each branch.
+Differs  Mixers keep their own initialisation; the reference draws every Linear anew with
+         standard deviation 0.02. `rescale_out_proj` (on by default, as there) divides the
+         projections back into the residual stream by sqrt(2 num_layers).
+Letters  B batch, T time, D width, V vocabulary, Q queries, C token streams.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from recallzoo.errors import ContractViolation, InvalidConfig, UnknownName
+from recallzoo.mixers import Cache, Context, Mixer, MixerConfig, ParameterRule, select_positions, state_size
+from recallzoo.state_mixers import StateMixer, build_state_mixer
+
+NUM_FILLER_COPIES = 1024
+"""Rows over which the gradient of token 0 is spread before it is summed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything about a model but its vocabulary and longest sequence, which its task sets."""
+
+    mixers: tuple[MixerConfig, ...]
+    """Sequence mixers by layer; repeated in this order if shorter than `num_layers`."""
+    d_model: int = 64
+    """Width, D."""
+    num_layers: int = 2
+    state_mixer: StateMixer = "none"
+    """What follows each mixer: none, mlp or gated_mlp."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the state mixer over d_model."""
+    position: Literal["none", "learned"] = "none"
+    """Whether a learned vector of its position is added to each token."""
+    norm: Literal["layer", "rms"] = "layer"
+    tie_embeddings: bool = True
+    """Whether the head shares the embedding's weights. A task with several token streams has
+    embeddings of another width and always has a head of its own."""
+    embed_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    rescale_out_proj: bool = True
+    """Divide the initial `out_proj` and `fc2` weights by sqrt(2 num_layers) (GPT-2)."""
+
+    def __post_init__(self) -> None:
+        if not self.mixers:
+            raise InvalidConfig("model.mixers is empty: name at least one sequence mixer.")
+        for field, low in (("d_model", 1), ("num_layers", 1)):
+            if getattr(self, field) < low:
+                raise InvalidConfig(f"model.{field}={getattr(self, field)} must be at least {low}.")
+        if len(self.mixers) > self.num_layers:
+            raise InvalidConfig(
+                f"model.mixers names {len(self.mixers)} mixers for num_layers={self.num_layers}: "
+                f"the last {len(self.mixers) - self.num_layers} would be ignored."
+            )
+        hints = get_type_hints(type(self))
+        for field in ("state_mixer", "position", "norm"):
+            known = get_args(hints[field])
+            if getattr(self, field) not in known:
+                raise UnknownName(f"model.{field}", str(getattr(self, field)), known)
+        if self.mlp_ratio <= 0 or round(self.d_model * self.mlp_ratio) < 1:
+            raise InvalidConfig(
+                f"model.mlp_ratio={self.mlp_ratio} leaves the state mixer no hidden units at "
+                f"d_model={self.d_model}."
+            )
+        for field in ("embed_dropout", "residual_dropout"):
+            if not 0.0 <= getattr(self, field) < 1.0:
+                raise InvalidConfig(f"model.{field}={getattr(self, field)} must be in [0, 1).")
+
+    def layer_mixers(self) -> list[MixerConfig]:
+        """The mixer of each layer."""
+        return [self.mixers[i % len(self.mixers)] for i in range(self.num_layers)]
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    return nn.LayerNorm(config.d_model) if config.norm == "layer" else nn.RMSNorm(config.d_model)
+
+
+class Embedding(nn.Module):
+    """Token vectors, of C streams side by side, plus learned positions if configured."""
+
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, max_seq_len: int, num_streams: int
+    ) -> None:
+        super().__init__()
+        if config.d_model % num_streams:
+            raise InvalidConfig(
+                f"model.d_model={config.d_model} must be a multiple of {num_streams}, the number "
+                f"of tokens that the task gives each step."
+            )
+        self.tokens = nn.Embedding(vocab_size, config.d_model // num_streams)
+        self.positions = (
+            nn.Embedding(max_seq_len, config.d_model) if config.position == "learned" else None
+        )
+        for embedding in self.children():
+            if isinstance(embedding, nn.Embedding):
+                nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, tokens: Int[Tensor, "B T *C"], start: int = 0) -> Float[Tensor, "B T D"]:
+        x = self._look_up(tokens)
+        if x.ndim == 4:
+            x = x.flatten(-2)
+        if self.positions is not None:
+            max_seq_len = self.positions.weight.shape[0]
+            if start + tokens.shape[1] > max_seq_len:
+                raise InvalidConfig(
+                    f"the model has learned positions for {max_seq_len} tokens and was given "
+                    f"{start + tokens.shape[1]}. Build it with a larger max_seq_len."
+                )
+            x = x + self.positions.weight[start : start + tokens.shape[1]]
+        return x
+
+
+    def _look_up(self, tokens: Int[Tensor, "B T *C"]) -> Float[Tensor, "B T *C D"]:
+        """The vectors of the tokens.
+
+        On the GPU the gradient of a token is summed by atomic additions, and the filler token
+        0 stands at most positions of a recall task: they would all queue for one row. So token
+        0 is looked up in one of many copies of its row, whose gradients are summed at the end.
+        """
+        weight = self.tokens.weight
+        if not (tokens.is_cuda and torch.is_grad_enabled()):
+            return self.tokens(tokens)
+        copies = weight[:1].expand(NUM_FILLER_COPIES, -1)
+        index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+        spread = weight.shape[0] + index % NUM_FILLER_COPIES
+        return F.embedding(torch.where(tokens == 0, spread, tokens), torch.cat([weight, copies]))
+
+
+class Block(nn.Module):
+    """One layer: mixer and state mixer, each behind a norm and added to the residual."""
+
+    def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
+        super().__init__()
+        self.residual_dropout = config.residual_dropout
+        self.norm1 = _norm(config)
+        self.mixer = mixer
+        self.state_mixer = build_state_mixer(config.state_mixer, config.d_model, config.mlp_ratio)
+        self.norm2 = _norm(config) if self.state_mixer is not None else None
+
+    def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
+        x = x + context.dropout(self.mixer(self.norm1(x), context), self.residual_dropout)
+        return self.mix_state(x, context)
+
+    def forward_at(
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
+    ) -> Float[Tensor, "B Q D"]:
+        """Outputs at some positions alone: what `forward` gives there, for less work."""
+        normed = self.norm1(x)
+        if hasattr(self.mixer, "forward_at"):
+            y = _mixer(self).forward_at(normed, positions, context)
+        else:
+            y = select_positions(self.mixer(normed, context), positions)
+        x = select_positions(x, positions) + context.dropout(y, self.residual_dropout)
+        return self.mix_state(x, context)
+
+    def mix_state(self, x: Float[Tensor, "*S D"], context: Context) -> Float[Tensor, "*S D"]:
+        """The half of the block that treats each position alone."""
+        if self.state_mixer is None or self.norm2 is None:
+            return x
+        return x + context.dropout(self.state_mixer(self.norm2(x)), self.residual_dropout)
+
+
+class LanguageModel(nn.Module):
+    """Next-token model over `vocab_size` words and up to `max_seq_len` tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        vocab_size: int,
+        max_seq_len: int,
+        num_streams: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.max_seq_len = max_seq_len
+        self.embedding = Embedding(config, vocab_size, max_seq_len, num_streams)
+        self.blocks = nn.ModuleList(
+            Block(config, mixer.build(config.d_model, max_seq_len))
+            for mixer in config.layer_mixers()
+        )
+        self.norm = _norm(config)
+        tied = config.tie_embeddings and num_streams == 1
+        self.head = None if tied else nn.Linear(config.d_model, vocab_size, bias=False)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=0.02)
+        if config.rescale_out_proj:
+            with torch.no_grad():
+                for name, parameter in self.blocks.named_parameters():
+                    if name.endswith(("out_proj.weight", "fc2.weight")):
+                        parameter.div_(math.sqrt(2 * config.num_layers))
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T *C"],
+        positions: Int[Tensor, "B Q"] | None = None,
+        dropout_key: Int[Tensor, ""] | None = None,
+    ) -> Float[Tensor, "B Q D"]:
+        """The normed residual stream that the head reads, at `positions` (all if None)."""
+        context = Context(tokens=tokens, dropout_key=dropout_key)
+        x = context.dropout(self.embedding(tokens), self.config.embed_dropout)
+        *earlier, last = self.blocks
+        for block in earlier:
+            x = block(x, context)
+        assert isinstance(last, Block)
+        return self.norm(last(x, context) if positions is None else last.forward_at(x, positions, context))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T *C"],
+        positions: Int[Tensor, "B Q"] | None = None,
+        dropout_key: Int[Tensor, ""] | None = None,
+    ) -> Float[Tensor, "B Q V"]:
+        """Logits at `positions`, [B, Q, V]; at all of them if None."""
+        return self.logits(self.hidden(tokens, positions, dropout_key))
+
+    def loss(
+        self,
+        tokens: Int[Tensor, "B T *C"],
+        positions: Int[Tensor, "B Q"],
+        answers: Int[Tensor, "B Q"],
+        dropout_key: Int[Tensor, ""] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the answers at `positions`, in nats.
+
+        -log p[a] = logsumexp(x W^T) - x . W[a]: the answer's logit is computed on its own, so
+        that the gradient never scatters into a tensor of the logits' size.
+        """
+        x = self.hidden(tokens, positions, dropout_key)
+        answer_logits = (x.float() * F.embedding(answers, self._head_weight())).sum(-1)
+        return (torch.logsumexp(self.logits(x).float(), dim=-1) - answer_logits).mean()
+
+    def _head_weight(self) -> Float[Tensor, "V D"]:
+        return self.embedding.tokens.weight if self.head is None else self.head.weight
+
+    def logits(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S V"]:
+        """The head."""
+        return x @ self._head_weight().transpose(-1, -2)
+
+    def init_cache(self, batch_size: int) -> Cache:
+        """The decoding state before the first token."""
+        layers: Cache = {
+            str(i): _mixer(b).init_cache(batch_size) for i, b in enumerate(self.blocks)
+        }
+        return {"layers": layers, "position": torch.zeros(1, dtype=torch.int64)}
+
+    def step(
+        self, token_t: Int[Tensor, "B *C"], cache: Cache
+    ) -> tuple[Float[Tensor, "B V"], Cache]:
+        """Logits after one more token, and the new cache."""
+        position, layers = cache["position"], cache["layers"]
+        assert isinstance(position, Tensor)
+        assert isinstance(layers, dict)
+        x = self.embedding(token_t[:, None], int(position))[:, 0]
+        context, new_layers = Context(tokens=token_t), dict(layers)
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            layer_cache = layers[str(i)]
+            assert isinstance(layer_cache, dict)
+            y, new_layers[str(i)] = _mixer(block).step(block.norm1(x), layer_cache, context)
+            x = block.mix_state(x + y, context)
+        return self.logits(self.norm(x)), {"layers": new_layers, "position": position + 1}
+
+    def parameter_rules(self) -> dict[str, ParameterRule]:
+        """The optimiser's rule for every parameter, by name.
+
+        Weight decay applies to everything with two or more axes but position vectors, unless
+        a mixer says otherwise.
+        """
+        rules = {
+            name: ParameterRule(decay=parameter.ndim >= 2 and name != "embedding.positions.weight")
+            for name, parameter in self.named_parameters()
+        }
+        for i, block in enumerate(self.blocks):
+            own = getattr(block.mixer, "parameter_rules", dict)()
+            for name, rule in own.items():
+                full_name = f"blocks.{i}.mixer.{name}"
+                if full_name not in rules:
+                    raise ContractViolation(
+                        f"{type(block.mixer).__name__}.parameter_rules names {name!r}, which is "
+                        f"none of its parameters."
+                    )
+                rules[full_name] = rule
+        return rules
+
+    def num_parameters(self) -> int:
+        """Elements of all parameters, shared ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def state_size(self, seq_len: int) -> dict[str, int]:
+        """Elements carried while decoding after `seq_len` tokens, over all layers, by kind."""
+        total: dict[str, int] = {}
+        for block in self.blocks:
+            for kind, size in state_size(_mixer(block), seq_len).items():
+                total[kind] = total.get(kind, 0) + size
+        return total
+
+
+def _mixer(block: nn.Module) -> Mixer:
+    """The block's mixer; anything with `step` and `init_cache` serves as one."""
+    return block.mixer  # pyright: ignore[reportReturnType]

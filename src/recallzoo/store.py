@@ -1,0 +1,161 @@
+"""A folder of results that survives whatever happens to the process that writes it.
+
+    DIR/
+      store.json                 format version
+      runs/<hash>/               one finished run, written at once; present means whole
+        result.json              config, outcome, provenance
+        metrics.jsonl            one line a look at the validation set
+        rows.parquet             test accuracy by slice: slice, value, correct, total
+      packs/<hash>/              runs in training together
+        pack.json                which
+        checkpoint/              where they are: state.json, tensors.safetensors
+
+A run is never half there: its folder appears by one rename. The result table is derived from
+`runs/` and can be rebuilt at any time. Nothing here imports torch.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from recallzoo.errors import StoreError, UserError
+from recallzoo.files import atomic_file, atomic_folder, read_json, remove_leftovers, write_json
+from recallzoo.result import Result, SliceRow
+
+STORE_VERSION = 1
+
+
+class Store:
+    """Results in a folder. Opening one checks its version and clears what a kill left behind.
+
+    Raises UserError for a folder that is something else or was written by a newer version,
+    StoreError for one that is damaged or cannot be written.
+    """
+
+    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
+        self.folder = Path(folder)
+        marker = self.folder / "store.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file; a results folder is wanted.")
+        if marker.exists():
+            content = read_json(marker)
+            version = content.get("store_version") if isinstance(content, dict) else None
+            if not isinstance(version, int):
+                raise StoreError(f"{marker} names no store version; it was damaged.")
+            if version > STORE_VERSION:
+                raise UserError(
+                    f"{self.folder} was written by a newer recallzoo (store version {version}, "
+                    f"this one knows {STORE_VERSION}). Upgrade recallzoo or use another folder."
+                )
+        elif not create:
+            raise UserError(
+                f"{self.folder} holds no results (no store.json). Give the folder that "
+                f"`recallzoo run` wrote, or run a recipe first."
+            )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(
+                f"{self.folder} is not empty and is no results folder. Choose another folder, so "
+                f"that nothing of yours is mixed with results."
+            )
+        else:
+            write_json(marker, {"store_version": STORE_VERSION})
+        if create:
+            for sub in ("runs", "packs"):
+                if (self.folder / sub).is_dir():
+                    remove_leftovers(self.folder / sub)
+
+    def has(self, run_hash: str) -> bool:
+        """Whether this run is finished."""
+        return (self.folder / "runs" / run_hash / "result.json").exists()
+
+    def write(self, result: Result) -> None:
+        """Store a finished run, all of it or nothing. One already there is kept."""
+        if self.has(result.hash):
+            return
+        content = asdict(result)
+        metrics, rows = content.pop("metrics"), content.pop("rows")
+        schema = {"slice": pl.String, "value": pl.Int64, "correct": pl.Int64, "total": pl.Int64}
+        with atomic_folder(self.folder / "runs" / result.hash) as folder:
+            (folder / "metrics.jsonl").write_text(
+                "".join(json.dumps(line, allow_nan=False) + "\n" for line in metrics)
+            )
+            pl.DataFrame(rows, schema=schema).write_parquet(folder / "rows.parquet")
+            write_json(folder / "result.json", content)
+
+    def hashes(self) -> list[str]:
+        """The finished runs."""
+        return sorted(p.parent.name for p in (self.folder / "runs").glob("[!.]*/result.json"))
+
+    def read(self, run_hash: str) -> Result:
+        """One finished run. Raises StoreError if any of its files is damaged."""
+        folder = self.folder / "runs" / run_hash
+        try:
+            content = read_json(folder / "result.json")
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            rows = pl.read_parquet(folder / "rows.parquet")
+            return Result(
+                **content,
+                metrics=[json.loads(line) for line in lines],
+                rows=[SliceRow(**row) for row in rows.iter_rows(named=True)],
+            )
+        except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
+            raise StoreError(
+                f"run {run_hash} in {self.folder} is damaged ({type(error).__name__}: {error}). "
+                f"Delete {folder} and run the recipe again: only this run is repeated."
+            ) from error
+
+    def results(self) -> Iterator[Result]:
+        """All finished runs, by hash."""
+        for run_hash in self.hashes():
+            yield self.read(run_hash)
+
+    def table(self) -> pl.DataFrame:
+        """One row a run, its configuration flattened to columns such as `model.d_model`."""
+        rows = []
+        for result in self.results():
+            content = asdict(result)
+            for name in ("metrics", "rows", "provenance"):
+                del content[name]
+            config, sizes = content.pop("config"), content.pop("state_size")
+            rows.append(
+                {
+                    **content,
+                    "state_size": sum(sizes.values()) if sizes else None,
+                    **flatten(config),
+                    "device": result.provenance.get("device"),
+                    "commit": result.provenance.get("commit"),
+                }
+            )
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def slices(self) -> pl.DataFrame:
+        """One row a run and slice value: hash, slice, value, correct, total."""
+        frames = [
+            pl.read_parquet(self.folder / "runs" / h / "rows.parquet").select(
+                pl.lit(h).alias("hash"), pl.all()
+            )
+            for h in self.hashes()
+        ]
+        return pl.concat(frames) if frames else pl.DataFrame()
+
+    def write_table(self) -> Path:
+        """Write `table.parquet`, the derived table of all runs, and return its path."""
+        path = self.folder / "table.parquet"
+        with atomic_file(path) as temporary:
+            self.table().write_parquet(temporary)
+        return path
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration as dotted columns; lists become JSON text."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat

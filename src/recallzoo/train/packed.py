@@ -1,0 +1,311 @@
+"""Train runs of equal shape together, and let each leave when it is done.
+
+    pack = Pack(runs, device)
+    for result in pack.train():      # results come as runs finish, in any order
+        store.write(result)
+
+A run's data order, initialisation and dropout follow from its own seed, so its result does not
+depend on which runs it is packed with, beyond the rounding of batched products.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recallzoo.errors import StoreError
+from recallzoo.evaluate.accuracy import slice_rows
+from recallzoo.files import atomic_file
+from recallzoo.provenance import environment
+from recallzoo.run import Run
+from recallzoo.result import Result, SliceRow, Status
+from recallzoo.tasks import Batch, make_split
+from recallzoo.train._adamw import PackedAdamW
+from recallzoo.train._program import Program
+from recallzoo.train._stack import build_model, stack_models
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a pack is; made once an epoch and every few seconds."""
+
+    epoch: int
+    num_epochs: int
+    step: int
+    num_steps: int
+    num_active: int
+    num_runs: int
+    train_loss_nats: list[float]
+    """One for each active run."""
+    best_valid_accuracy: float | None
+
+
+@dataclass
+class PackOptions:
+    """How to train, not what: none of these changes a result beyond rounding."""
+
+    compiled: bool | None = None
+    """Whether to compile the step; None compiles on CUDA."""
+    progress_seconds: float = 2.0
+    checkpoint_seconds: float = 60.0
+    checkpoint: Path | None = None
+    """File for checkpoints; None keeps none."""
+    on_progress: Callable[[Progress], None] | None = None
+
+
+@dataclass
+class _Member:
+    """One run of a pack while it trains."""
+
+    run: Run
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Pack:
+    """Runs with equal `pack_key`, on one device."""
+
+    def __init__(
+        self, runs: list[Run], device: torch.device | str, options: PackOptions | None = None
+    ) -> None:
+        if len({run.pack_key for run in runs}) != 1:
+            raise ValueError("runs of one pack must have equal pack_key")
+        self.runs = runs
+        self.device = torch.device(device)
+        self.options = options or PackOptions()
+        self._members = [_Member(run) for run in runs]
+        self._fallbacks: list[str] = []
+        self._epoch = 0
+        self._seconds_before = 0.0
+
+        data = runs[0].data
+        self._train = make_split(data, "train", self.device)
+        self._valid = make_split(data, "valid", self.device)
+        self._test = make_split(data, "test", self.device)
+        self.budget = runs[0].budget
+        self.steps_per_epoch = sum(len(b) // self.budget.batch_size for b in self._train)
+        self.num_steps = self.steps_per_epoch * self.budget.num_epochs
+
+        stack = stack_models(runs, self.device)
+        adamw = PackedAdamW(
+            runs, stack.parameters, stack.rules, self.num_steps, self.steps_per_epoch
+        )
+        compiled = self.options.compiled
+        if compiled is None:
+            compiled = self.device.type == "cuda"
+        self._compiled = compiled
+        self._program = Program(runs, stack, adamw, self._train, self.device, compiled=compiled)
+        self._num_parameters = stack.num_parameters
+        self._state_size = _state_size(runs[0])
+
+    def train(self) -> Iterator[Result]:
+        """Train to the end, or go on from the last checkpoint. Yields each run's result."""
+        self._load_checkpoint()
+        self._started = self._last_checkpoint = time.monotonic()
+        while self._members:
+            self._train_until_evaluation()
+            yield from self._leave()
+            if time.monotonic() - self._last_checkpoint > self.options.checkpoint_seconds:
+                self._save_checkpoint()
+
+    def _train_until_evaluation(self) -> None:
+        program = self._program
+        epochs = min(self.budget.evaluate_every, self.budget.num_epochs - self._epoch)
+        steps_before = int(program.step)
+        program.loss_sum.zero_()
+        last_report = time.monotonic()
+        for _ in range(epochs):
+            next_batch = [0] * len(self._train)
+            for done, segment in enumerate(program.start_epoch(self._epoch), start=1):
+                program.train_step(segment, next_batch[segment])
+                next_batch[segment] += 1
+                if time.monotonic() - last_report > self.options.progress_seconds:
+                    self._report(self._epoch * self.steps_per_epoch + done, steps_before)
+                    last_report = time.monotonic()
+            self._epoch += 1
+        num_steps = self._epoch * self.steps_per_epoch - steps_before
+        losses = (program.loss_sum / num_steps).tolist()
+        valid_losses, correct = program.evaluate(self._valid)
+        accuracy = _accuracy(correct)
+        for i, member in enumerate(self._members):
+            member.metrics.append(
+                {
+                    "epoch": self._epoch,
+                    "step": self._epoch * self.steps_per_epoch,
+                    "train_loss_nats": _finite(losses[i]),
+                    "valid_loss_nats": _finite(float(valid_losses[i])),
+                    "valid_accuracy": accuracy[i],
+                }
+            )
+        self._report(self._epoch * self.steps_per_epoch, steps_before)
+
+    def _leave(self) -> Iterator[Result]:
+        """Results of the runs that are done, which leave the pack."""
+        diverged = self._program.first_bad_step.tolist()
+        status: dict[int, Status] = {}
+        solved_groups = set()
+        for i, member in enumerate(self._members):
+            stop = self.budget.stop_accuracy
+            if diverged[i] >= 0:
+                status[i] = "diverged"
+            elif stop is not None and member.metrics[-1]["valid_accuracy"] >= stop:
+                status[i] = "solved"
+                solved_groups.add(member.run.group_key)
+            elif self._epoch >= self.budget.num_epochs:
+                status[i] = "finished"
+        if self.budget.stop_group:
+            for i, member in enumerate(self._members):
+                if member.run.group_key in solved_groups:
+                    status.setdefault(i, "group_solved")
+        if not status:
+            return
+        test_losses, correct = self._program.evaluate(self._test)
+        seconds = self._seconds_before + time.monotonic() - self._started
+        for i, why in status.items():
+            yield self._result(
+                self._members[i],
+                why,
+                float(test_losses[i]),
+                [c[i] for c in correct],
+                diverged[i] if why == "diverged" else None,
+                seconds / len(self.runs),
+            )
+        staying = [i for i in range(len(self._members)) if i not in status]
+        self._members = [self._members[i] for i in staying]
+        if staying:
+            self._program.keep(staying)
+
+    def _result(
+        self,
+        member: _Member,
+        status: Status,
+        test_loss: float,
+        correct: list[Tensor],
+        diverged_step: int | None,
+        seconds: float,
+    ) -> Result:
+        run, last = member.run, member.metrics[-1]
+        rows: list[SliceRow] = slice_rows(self._test, correct)
+        return Result(
+            hash=run.hash,
+            group=run.group_key,
+            label=run.model_label,
+            config=run.config,
+            status=status,
+            steps=last["step"],
+            epochs=last["epoch"],
+            train_loss_nats=last["train_loss_nats"],
+            valid_loss_nats=last["valid_loss_nats"],
+            valid_accuracy=last["valid_accuracy"],
+            test_loss_nats=_finite(test_loss),
+            test_accuracy=_accuracy([c[None] for c in correct])[0],
+            num_parameters=self._num_parameters,
+            state_size=self._state_size,
+            train_seconds=seconds,
+            diverged_step=diverged_step,
+            provenance={
+                **environment(),
+                "device": device_name(self.device),
+                "pack_size": len(self.runs),
+                "compiled": self._compiled,
+                "fallbacks": self._fallbacks,
+            },
+            metrics=member.metrics,
+            rows=rows,
+        )
+
+    def _report(self, step: int, steps_before: int) -> None:
+        if self.options.on_progress is None:
+            return
+        taken = max(1, step - steps_before)
+        seen = [m.metrics[-1]["valid_accuracy"] for m in self._members if m.metrics]
+        self.options.on_progress(
+            Progress(
+                epoch=self._epoch,
+                num_epochs=self.budget.num_epochs,
+                step=step,
+                num_steps=self.num_steps,
+                num_active=len(self._members),
+                num_runs=len(self.runs),
+                train_loss_nats=(self._program.loss_sum / taken).tolist(),
+                best_valid_accuracy=max(seen, default=None),
+            )
+        )
+
+    def _save_checkpoint(self) -> None:
+        path = self.options.checkpoint
+        self._last_checkpoint = time.monotonic()
+        if path is None or not self._members:
+            return
+        state = {
+            "checkpoint_version": CHECKPOINT_VERSION,
+            "epoch": self._epoch,
+            "seconds": self._seconds_before + time.monotonic() - self._started,
+            "members": [{"hash": m.run.hash, "metrics": m.metrics} for m in self._members],
+        }
+        tensors = {n: t.contiguous().cpu() for n, t in self._program.state_dict().items()}
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, {"state": json.dumps(state, allow_nan=False)})
+
+    def _load_checkpoint(self) -> None:
+        path = self.options.checkpoint
+        if path is None or not path.exists():
+            return
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+            if state["checkpoint_version"] != CHECKPOINT_VERSION:
+                raise StoreError(
+                    f"checkpoint {path} was written by another version of recallzoo. Delete it to "
+                    f"train this pack from the start; finished runs are not affected."
+                )
+            by_hash = {run.hash: i for i, run in enumerate(self.runs)}
+            staying = [by_hash[m["hash"]] for m in state["members"]]
+            if len(staying) < len(self.runs):
+                self._program.keep(staying)
+            self._program.load_state_dict(load_file(path, device=str(self.device)))
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise StoreError(
+                f"checkpoint {path} is damaged ({type(error).__name__}: {error}). Delete it to "
+                f"train this pack from the start; finished runs are not affected."
+            ) from error
+        self._members = [
+            _Member(self.runs[by_hash[m["hash"]]], m["metrics"]) for m in state["members"]
+        ]
+        self._epoch = state["epoch"]
+        self._seconds_before = state["seconds"]
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person would name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _accuracy(correct: list[Tensor]) -> list[float]:
+    """Share of right answers of each run, over [R, N, Q] tensors."""
+    right = sum(c.flatten(1).sum(1) for c in correct)
+    total = sum(c[0].numel() for c in correct)
+    assert isinstance(right, Tensor)
+    return (right.double() / total).tolist()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _state_size(run: Run) -> dict[str, int]:
+    try:
+        return build_model(run).state_size(run.data.max_seq_len)
+    except (AttributeError, NotImplementedError):
+        return {}

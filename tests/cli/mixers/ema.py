@@ -1,0 +1,52 @@
+"""A user's own mixer: a gated running mean. It knows nothing of recallzoo."""
+
+import torch
+from torch import nn
+
+
+class RunningMean(nn.Module):
+    """y[t] = sigmoid(G x[t]) * s[t],  s[t] = a s[t-1] + (1 - a) x[t]"""
+
+    def __init__(self, d_model, max_seq_len, decay: float = 0.9):
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_model)
+        self.decay = decay
+        self.d_model = d_model
+
+    def forward(self, x):
+        lag = torch.arange(x.shape[1], device=x.device)
+        lag = lag[:, None] - lag[None, :]
+        weights = torch.where(lag >= 0, (1 - self.decay) * self.decay ** lag.clamp(min=0), 0.0)
+        return torch.sigmoid(self.gate(x)) * (weights.to(x.dtype) @ x)
+
+    def init_cache(self, batch_size):
+        return {"matrix": torch.zeros(batch_size, self.d_model, device=self.gate.weight.device)}
+
+    def step(self, x_t, cache):
+        mean = self.decay * cache["matrix"] + (1 - self.decay) * x_t
+        return torch.sigmoid(self.gate(x_t)) * mean, {"matrix": mean}
+
+
+class Leaking(RunningMean):
+    """Position 5 also sees position 7."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        ahead = torch.zeros_like(y)
+        ahead[:, 5] = x[:, 7]
+        return y + ahead
+
+
+class WrongShape(RunningMean):
+    def forward(self, x):
+        return super().forward(x)[:, :-1]
+
+
+class NotANumber(RunningMean):
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+
+
+class WrongType(RunningMean):
+    def forward(self, x):
+        return super().forward(x).double()

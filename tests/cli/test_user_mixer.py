@@ -1,0 +1,71 @@
+"""A user's own mixer through `run --mixer`, without a change to the package."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES, in_process, require_mistake
+
+FILE = Path(__file__).parent / "mixers" / "ema.py"
+SMALL = ("--seq-lens", 16, "--widths", 16, "--learning-rates", 1e-2)
+SHORT = ("--num-epochs", 1, "--num-examples", 256)
+
+
+@pytest.mark.slow
+def test_a_mixer_of_ones_own_goes_from_its_file_to_a_verdict_and_a_report(tmp_path):
+    folder = tmp_path / "o"
+    outcome = in_process("run", "--mixer", f"{FILE}:RunningMean", *SMALL, *SHORT, "--out", folder)
+    assert outcome.code == 0, outcome.err
+    assert "state after 16 tokens at width 16: 16 elements a layer (matrix 16)" in outcome.out
+    assert "RunningMean solves none of 1 cells" in outcome.out
+    for label in ("attention", "base_conv", "RunningMean"):
+        assert label in outcome.out
+    (stored,) = (folder / "contracts").glob("RunningMean-*.json")
+    assert json.loads(stored.read_text())["passed"] is True
+    reported = in_process("report", folder, "--formats", "html")
+    assert reported.code == 0, reported.err
+    (page,) = (Path(line) for line in reported.out.splitlines() if line.endswith(".html"))
+    assert "RunningMean" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Leaking", ("5",)),
+        ("WrongShape", ("shape",)),
+        ("NotANumber", ("NaN",)),
+        ("WrongType", ("float64",)),
+    ],
+)
+def test_a_mixer_that_breaks_the_contract_is_refused_before_training(
+    run_cli, tmp_path, name, words
+):
+    folder = tmp_path / "o"
+    outcome = run_cli("run", "--mixer", f"{FILE}:{name}", *SMALL, *SHORT, "--out", folder)
+    require_mistake(outcome, "is refused", "Nothing was trained", *words)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("mixer", "words"),
+    [
+        (f"{FILE}:RuningMean", "Did you mean 'RunningMean'"),
+        (f"{FILE}", "path/to/file.py:Class"),
+        ("nowhere.py:Mixer", "there is no file nowhere.py"),
+    ],
+)
+def test_a_mixer_that_is_not_there_is_named(run_cli, mixer, words):
+    require_mistake(run_cli("run", "--mixer", mixer), words)
+
+
+def test_a_recipe_without_mixers_cannot_take_one(run_cli):
+    outcome = run_cli("run", "--mixer", f"{FILE}:RunningMean", "quickstart")
+    require_mistake(outcome, "quickstart has no option `mixers`", "Leave the recipe out")
+
+
+def test_a_named_recipe_takes_the_mixer_beside_its_own(run_cli, tmp_path):
+    arguments = ("--dry-run", "--out", tmp_path / "o", "--mixers", "attention")
+    outcome = run_cli("run", RECIPES / "tiny.py", "--mixer", f"{FILE}:RunningMean", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "attention" in outcome.out
+    assert "RunningMean" in outcome.out

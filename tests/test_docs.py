@@ -1,0 +1,114 @@
+"""Every command in README.md and docs/ works.
+
+Each line of a fenced `sh` or `console` block that starts with `recallzoo` or `make` (after `$ `
+in a `console` block) is run, in an empty folder that the blocks of one file share. A comment
+before the block changes that:
+
+    <!-- docs: parse -->    only its options are checked: the command needs a GPU, or minutes
+    <!-- docs: exit 2 -->   it is expected to fail with this exit code
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = [p for p in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")) if p.exists()]
+BLOCK = re.compile(
+    r"(?:^<!-- docs: (?P<marker>[^>]*?) -->\n+)?^```(?P<kind>sh|console)\n(?P<body>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page."""
+
+    words: tuple[str, ...]
+    line: int
+    parse_only: bool
+    exit_code: int
+
+
+def commands_of(text: str) -> list[Command]:
+    """The commands in a page's fenced blocks. ValueError for an unknown marker."""
+    found = []
+    for block in BLOCK.finditer(text):
+        marker = block["marker"] or ""
+        known = re.fullmatch(r"(parse)?|exit (\d+)", marker)
+        if known is None:
+            raise ValueError(f"unknown marker {marker!r}")
+        first_line = text.count("\n", 0, block.start("body")) + 1
+        body = block["body"].replace("\\\n", " " * 2)
+        for number, line in enumerate(body.splitlines()):
+            if block["kind"] == "console":
+                if not line.startswith("$ "):
+                    continue
+                line = line[2:]
+            words = tuple(shlex.split(line, comments=True))
+            if words and words[0] in ("recallzoo", "make"):
+                code = int(known[2] or 0)
+                found.append(Command(words, first_line + number, bool(known[1]), code))
+    return found
+
+
+def _to_run(command: Command) -> tuple[list[str], Path | None]:
+    """The process to start; where, if not in the page's folder."""
+    if command.words[0] == "make":
+        return ["make", "--dry-run", *command.words[1:]], REPOSITORY
+    arguments = list(command.words[1:])
+    if command.parse_only:
+        arguments.append("--dry-run" if arguments[0] == "run" else "--help")
+    return [sys.executable, "-m", "recallzoo", *arguments], None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_work(page, tmp_path):
+    for command in commands_of(page.read_text(encoding="utf-8")):
+        process, folder = _to_run(command)
+        done = subprocess.run(
+            process, cwd=folder or tmp_path, capture_output=True, text=True, check=False
+        )
+        where = f"{page.name}:{command.line}: {shlex.join(command.words)}"
+        assert done.returncode == command.exit_code, f"{where}\n{done.stderr}"
+
+
+def test_commands_are_found_with_their_markers_and_lines():
+    page = """# Title
+```sh
+cd somewhere
+recallzoo run quickstart --out "a b"  # three minutes
+make test
+```
+<!-- docs: parse -->
+```sh
+recallzoo run figure2 \\
+  --device cuda
+```
+<!-- docs: exit 2 -->
+
+```console
+$ recallzoo list mixer
+recallzoo says no
+```
+```python
+recallzoo = 1
+```
+"""
+    assert commands_of(page) == [
+        Command(("recallzoo", "run", "quickstart", "--out", "a b"), 4, False, 0),
+        Command(("make", "test"), 5, False, 0),
+        Command(("recallzoo", "run", "figure2", "--device", "cuda"), 9, True, 0),
+        Command(("recallzoo", "list", "mixer"), 15, False, 2),
+    ]
+
+
+def test_an_unknown_marker_is_an_error():
+    with pytest.raises(ValueError, match="skip"):
+        commands_of("<!-- docs: skip -->\n```sh\nmake\n```\n")

@@ -1,0 +1,558 @@
+"""`prepare`: what it writes, what survives a kill, what it refuses."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from recallzoo.errors import InvalidConfig, StoreError, UnknownName, UserError
+from recallzoo.text import PrepareOptions, TokenData, _parts, open_data, prepare, tokenizer_hash
+from tests.text import corpora, definitions
+
+ROWS = corpora.documents(300)
+SRC = Path(__file__).parents[2]
+
+
+def options(folder: Path, **changes) -> PrepareOptions:
+    """Options for a small corpus beside `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    source = folder.parent / "corpus.jsonl"
+    if not source.exists():
+        corpora.json_lines(source, ROWS)
+    defaults = {
+        "out": folder,
+        "sources": (str(source),),
+        "valid_fraction": 0.1,
+        "test_fraction": 0.1,
+        "vocab_size": 400,
+        "shard_tokens": 5000,
+        "name": "little",
+    }
+    return PrepareOptions(**{**defaults, **changes})
+
+
+def made(folder: Path, **changes) -> TokenData:
+    return prepare(options(folder, **changes), progress=False)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    made(folder)
+    return folder
+
+
+@pytest.fixture
+def data(finished, tmp_path) -> TokenData:
+    """A copy to damage."""
+    shutil.copytree(finished, tmp_path / "data")
+    shutil.copy(finished.parent / "corpus.jsonl", tmp_path / "corpus.jsonl")
+    return open_data(tmp_path / "data")
+
+
+def texts(data: TokenData, split: str) -> dict[str, str]:
+    tokenizer, part = data.tokenizer(), data.split(split)
+    return {
+        row["id"]: tokenizer.decode(part.document(i).tolist()[:-1])
+        for i, row in enumerate(part.documents().iter_rows(named=True))
+    }
+
+
+def test_tokens_decode_to_the_corpus_and_every_document_is_there_once(finished):
+    data = open_data(finished, verify=True)
+    found: dict[str, str] = {}
+    for split in ("train", "valid", "test"):
+        part = texts(data, split)
+        assert len(part) > 5
+        assert not part.keys() & found.keys()
+        found |= part
+    assert found == {row["id"]: row["text"] for row in ROWS}
+
+
+def test_every_document_ends_with_the_boundary_token_and_has_no_other(finished):
+    data = open_data(finished)
+    assert data.boundary.token == "<|endoftext|>"
+    for split in data.splits:
+        part = data.split(split)
+        tokens = part.read(0, part.num_tokens)
+        ends = np.flatnonzero(tokens == data.boundary.id) + 1
+        assert ends.tolist() == part.document_offsets[1:].tolist()
+
+
+def test_documents_are_shuffled_and_carry_domain_source_and_bytes(finished):
+    data = open_data(finished)
+    assert data.domains == ("books", "légal", "wiki")
+    train = data.split("train")
+    rows = {row["id"]: row for row in ROWS}
+    for i, row in enumerate(train.documents().iter_rows(named=True)):
+        assert data.domains[train.document_domains[i]] == row["domain"] == rows[row["id"]]["domain"]
+        assert row["source"] == rows[row["id"]]["source"]
+        text_bytes = len(rows[row["id"]]["text"].encode())
+        assert train.document_bytes[i] == row["num_bytes"] == text_bytes
+        assert row["num_tokens"] == len(train.document(i))
+    changes = np.count_nonzero(np.diff(train.document_domains.astype(int)))
+    assert changes > train.num_documents / 3, "three sorted domains change twice"
+
+
+def test_the_manifest_adds_up(finished):
+    data = open_data(finished)
+    assert data.manifest["skipped"] == {}
+    assert sum(data.split(name).num_documents for name in data.splits) == 300
+    for name in data.splits:
+        about = data.split(name).about
+        for total in ("num_documents", "num_tokens", "num_bytes"):
+            assert about[total] == sum(domain[total] for domain in about["domains"].values())
+        assert about["num_tokens"] == sum(shard["num_tokens"] for shard in about["shards"])
+        assert about["num_tokens"] == data.split(name).document_offsets[-1]
+    assert len(data.split("train").about["shards"]) > 1
+    assert not list(finished.rglob(".tmp-*"))
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "manifest.json",
+        "pair_counts",
+        "test",
+        "tokenizer",
+        "train",
+        "valid",
+    ]
+
+
+def test_pair_counts_of_prepared_text_equal_a_counter(finished):
+    data = open_data(finished)
+    train = data.split("train")
+    documents = [train.document(i).tolist() for i in range(train.num_documents)]
+    assert data.pair_counts(verify=True).as_dict() == definitions.count_pairs(documents)
+
+
+def test_the_result_depends_on_neither_order_nor_files_nor_part_size(
+    finished, tmp_path, monkeypatch
+):
+    rows = list(ROWS)
+    random.Random(0).shuffle(rows)
+    a = corpora.json_lines(tmp_path / "a.jsonl", rows[:100])
+    b = corpora.json_lines(tmp_path / "b.jsonl", rows[100:])
+    monkeypatch.setattr(_parts, "PART_BYTES", 4000)
+    monkeypatch.setattr(_parts, "_BATCH_BYTES", 900)
+    other = made(tmp_path / "data", sources=(str(a), str(b)))
+    theirs, ours = contents(finished), contents(other.folder)
+    different = {name for name in theirs | ours if theirs.get(name) != ours.get(name)}
+    assert different == {"manifest.json"}, "which names the sources"
+
+
+def test_another_seed_gives_another_order_and_other_splits(finished, tmp_path):
+    other = made(tmp_path / "data", seed=1, count_pairs=False)
+    ids = [open_data(finished).split("test").documents()["id"].to_list()]
+    ids.append(other.split("test").documents()["id"].to_list())
+    assert set(ids[0]) != set(ids[1])
+
+
+def test_given_splits_stay_as_given(tmp_path):
+    files = {
+        name: str(corpora.json_lines(tmp_path / f"{name}.jsonl", corpora.documents(40, seed=i)))
+        for i, name in enumerate(("train", "valid", "test"))
+    }
+    data = prepare(
+        PrepareOptions(
+            out=tmp_path / "data",
+            train=(files["train"],),
+            valid=(files["valid"],),
+            test=(files["test"],),
+            vocab_size=300,
+        ),
+        progress=False,
+    )
+    for i, name in enumerate(data.splits):
+        wanted = {row["id"]: row["text"] for row in corpora.documents(40, seed=i)}
+        assert texts(data, name) == wanted
+
+
+PREPARE = """
+import json, sys
+from pathlib import Path
+from recallzoo.text import PrepareOptions, _parts, prepare
+_parts.PART_BYTES = 6000
+values = json.loads(sys.argv[1])
+values["out"], values["sources"] = Path(values["out"]), tuple(values["sources"])
+prepare(PrepareOptions(**values), progress=False)
+"""
+
+
+def start(given: PrepareOptions, script: str = PREPARE) -> subprocess.Popen:
+    values = {k: v for k, v in dataclasses.asdict(given).items() if k not in ("train", "valid")}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(values, default=str)],
+        cwd=SRC,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "stage", ["prepare.work/parts/part-000003/part.json", "train/tokens-00001.npy"]
+)
+def test_a_killed_prepare_goes_on_where_it_was(finished, tmp_path, stage):
+    given = options(tmp_path / "data")
+    process = start(given)
+    while not (given.out / stage).exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (given.out / "manifest.json").exists(), "killed too late to show anything"
+    with pytest.raises(UserError, match=r"not finished\. Run the same recallzoo prepare command"):
+        open_data(given.out)
+    tokenizer = (given.out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns
+    kept = (given.out / stage).stat().st_mtime_ns
+    process = start(given)
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # parts go when all is done
+            assert (given.out / stage).stat().st_mtime_ns == kept, "made again"
+        time.sleep(0.001)
+    assert process.wait() == 0, process.communicate()
+    assert (given.out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == tokenizer
+    assert contents(given.out) == contents(finished)
+
+
+def test_a_finished_folder_is_left_as_it_is(data, capsys):
+    before = {path: path.stat().st_mtime_ns for path in data.folder.rglob("*")}
+    again = made(data.folder)
+    assert again.manifest == data.manifest
+    assert {path: path.stat().st_mtime_ns for path in data.folder.rglob("*")} == before
+
+
+def test_other_options_or_sources_are_refused_and_overwrite_replaces(data, tmp_path):
+    with pytest.raises(UserError, match="vocab_size was 400 and is now 300"):
+        made(data.folder, vocab_size=300)
+    other = corpora.json_lines(tmp_path / "corpus.jsonl", corpora.documents(200, seed=5))
+    with pytest.raises(UserError, match=r"sources differ in corpus\.jsonl"):
+        made(data.folder, sources=(str(other),))
+    replaced = made(data.folder, sources=(str(other),), overwrite=True)
+    assert sum(replaced.split(name).num_documents for name in replaced.splits) == 200
+
+
+def test_another_tokenizer_is_refused(data, finished, tmp_path):
+    other = made(tmp_path / "other", vocab_size=300, count_pairs=False)
+    with pytest.raises(UserError, match="begun with another tokenizer"):
+        made(data.folder, vocab_size=None, tokenizer=str(other.tokenizer_folder))
+
+
+def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no data folder of recallzoo"):
+            made(tmp_path / "data", overwrite=overwrite)
+    assert (tmp_path / "data" / "thesis.tex").read_text() == "years of work"
+
+
+def test_two_at_once_are_kept_apart(tmp_path):
+    from recallzoo.text.preparing import WORK, _alone
+
+    given = options(tmp_path / "data")
+    with _alone(given.out / WORK), pytest.raises(UserError, match="another process"):
+        prepare(given, progress=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/tokens-00000.npy",
+        "valid/document_offsets.npy",
+        "test/document_domains.npy",
+        "train/documents.parquet",
+        "tokenizer/tokenizer.json",
+        "manifest.json",
+    ],
+)
+def test_damage_is_refused(data, name):
+    path = data.folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    with pytest.raises(StoreError, match=r"cut short|damaged"):
+        open_data(data.folder)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    path.write_bytes(flipped)
+    with pytest.raises(StoreError, match=r"checksum|not valid JSON"):
+        open_data(data.folder, verify=True)
+    if name.startswith("tokenizer"):
+        with pytest.raises(StoreError, match="tokenizer was changed"):
+            open_data(data.folder)
+    path.unlink()
+    with pytest.raises((StoreError, UserError), match="missing"):
+        open_data(data.folder)
+
+
+def test_a_tokenizer_changed_between_kill_and_restart_is_refused(tmp_path, monkeypatch):
+    given = options(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr("recallzoo.text.preparing.write_split", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(given, progress=False)
+    path = given.out / "tokenizer" / "tokenizer.json"
+    described = json.loads(path.read_text())
+    vocab = described["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="changed since the first text"):
+        prepare(given, progress=False)
+
+
+@pytest.mark.parametrize("limit_bytes", [3_000, 12_000, 19_000])
+def test_a_full_disk_leaves_nothing_that_looks_whole(finished, tmp_path, limit_bytes):
+    """A limit on file size stands in for the disk: tokenizer, part and shard in turn."""
+    given = options(tmp_path / "data", shard_tokens=10**6)
+    script = (
+        "import resource, signal, sys\n"
+        "from recallzoo.errors import StoreError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
+        "try:\n"
+        + "".join(f"    {line}\n" for line in PREPARE.strip().splitlines())
+        + "except StoreError as error:\n    print(error, file=sys.stderr); sys.exit(1)\n"
+    )
+    process = start(given, script)
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "could not write" in errors
+    assert not (given.out / "manifest.json").exists()
+    assert not list(given.out.rglob(".tmp-*"))
+    process = start(given)
+    assert process.wait() == 0, process.communicate()
+    open_data(given.out, verify=True)
+
+
+BAD = {
+    "invalid_utf8": b'{"text": "caf\xe9", "id": "x"}\n',
+    "invalid_json": b'{"text": "cut\n',
+    "no_text": b'{"body": "a", "id": "x"}\n',
+    "text_no_string": b'{"text": 3, "id": "x"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_stops_or_is_counted(tmp_path, kind, capsys):
+    given = options(tmp_path / "data")
+    source = tmp_path / "corpus.jsonl"
+    source.write_bytes(source.read_bytes() + BAD[kind] + b'{"text": "", "id": "y"}\n')
+    with pytest.raises(UserError, match=r"line 301.*--on-error skip"):
+        prepare(given, progress=False)
+    assert not (given.out / "manifest.json").exists()
+    data = prepare(dataclasses.replace(given, on_error="skip"), progress=False)
+    assert data.manifest["skipped"] == {"empty": 1, kind: 1}
+    assert "line 301" in data.manifest["skipped_examples"][0]
+    assert f"left out 1 records: {kind.replace('_', ' ')}" in capsys.readouterr().err
+    assert sum(data.split(name).num_documents for name in data.splits) == 300
+
+
+def test_ids_that_come_twice_stop_or_are_dropped(tmp_path):
+    given = options(tmp_path / "data")
+    corpora.json_lines(tmp_path / "corpus.jsonl", [*ROWS, {**ROWS[7], "text": "another"}])
+    with pytest.raises(UserError, match="1 documents have an id that another has: 'doc/0/7'"):
+        prepare(given, progress=False)
+    data = prepare(dataclasses.replace(given, on_error="skip"), progress=False)
+    assert data.manifest["skipped"] == {"repeated_id": 1}
+    everything = {k: v for name in data.splits for k, v in texts(data, name).items()}
+    assert everything["doc/0/7"] == ROWS[7]["text"]
+
+
+def test_documents_without_ids_in_files_of_one_name_are_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        corpora.json_lines(
+            tmp_path / folder / "x.jsonl", [{"text": f"{folder} {i}"} for i in range(20)]
+        )
+    data = made(
+        tmp_path / "data",
+        sources=(str(tmp_path / "a" / "x.jsonl"), str(tmp_path / "b" / "x.jsonl")),
+        vocab_size=258,
+    )
+    ids = {id_ for name in data.splits for id_ in data.split(name).documents()["id"]}
+    assert len(ids) == 40
+    assert {"x.jsonl:3", "x.jsonl#2:3"} <= ids
+
+
+def test_text_that_spells_the_boundary_token_makes_no_boundary(tmp_path):
+    rows = [{"text": f"before<|endoftext|>after {i}", "id": str(i)} for i in range(60)]
+    given = options(tmp_path / "data")
+    corpora.json_lines(tmp_path / "corpus.jsonl", rows)
+    data = prepare(given, progress=False)
+    found = {k: v for name in data.splits for k, v in texts(data, name).items()}
+    assert found == {row["id"]: row["text"] for row in rows}
+    train = data.split("train")
+    assert np.count_nonzero(train.read(0, train.num_tokens) == data.boundary.id) == len(
+        texts(data, "train")
+    )
+
+
+def test_documents_of_one_token_are_kept_and_counted(tmp_path):
+    given = options(tmp_path / "data", valid_fraction=0, test_fraction=0)
+    corpora.json_lines(tmp_path / "corpus.jsonl", [*ROWS, {"text": "!", "id": "short"}])
+    data = prepare(given, progress=False)
+    assert data.split("train").about["one_token_documents"] == 1
+    assert data.splits == ("train",)
+    with pytest.raises(UnknownName, match="valid"):
+        data.split("valid")
+
+
+@pytest.mark.parametrize(("boundary", "extra"), [("start", 1), ("none", 0)])
+def test_boundary_choices_are_kept(tmp_path, finished, boundary, extra):
+    data = made(tmp_path / "data", boundary=boundary)
+    assert data.boundary.position == boundary
+    train, theirs = data.split("train"), open_data(finished).split("train")
+    assert train.num_tokens == theirs.num_tokens - (1 - extra) * theirs.num_documents
+    if extra:
+        firsts = train.document_offsets[:-1]
+        assert all(train.read(int(at), int(at) + 1)[0] == data.boundary.id for at in firsts)
+
+
+def test_a_given_tokenizer_is_used_as_file_and_as_folder(tmp_path, finished):
+    folder = open_data(finished).tokenizer_folder
+    as_folder = made(tmp_path / "a" / "data", vocab_size=None, tokenizer=str(folder))
+    as_file = made(
+        tmp_path / "b" / "data",
+        vocab_size=None,
+        tokenizer=str(folder / "tokenizer.json"),
+        boundary_token="<|endoftext|>",
+    )
+    for data in (as_folder, as_file):
+        assert data.tokenizer_hash == open_data(finished).tokenizer_hash
+        assert data.split("train").checksum == open_data(finished).split("train").checksum
+    with pytest.raises(UserError, match="--boundary-token"):
+        made(tmp_path / "c" / "data", vocab_size=None, tokenizer=str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match="'<eos>' is not in the vocabulary"):
+        made(
+            tmp_path / "d" / "data",
+            vocab_size=None,
+            tokenizer=str(folder),
+            boundary_token="<eos>",
+        )
+
+
+def test_transformers_loads_the_tokenizer_and_agrees_on_its_hash(finished):
+    from transformers import AutoTokenizer
+
+    data = open_data(finished)
+    loaded = AutoTokenizer.from_pretrained(data.tokenizer_folder)
+    assert tokenizer_hash(loaded) == data.tokenizer_hash
+    ids = loaded(ROWS[0]["text"], add_special_tokens=False)["input_ids"]
+    assert loaded.eos_token == "<|endoftext|>"
+    documents = data.split("train").documents()["id"].to_list()
+    at = documents.index(next(row["id"] for row in ROWS if row["id"] in documents))
+    text = next(row["text"] for row in ROWS if row["id"] == documents[at])
+    ids = loaded(text, add_special_tokens=False)["input_ids"]
+    assert ids == data.split("train").document(at).tolist()[:-1]
+
+
+def test_a_tokenizer_saved_again_by_transformers_keeps_its_hash(finished, tmp_path):
+    from transformers import AutoTokenizer
+
+    data = open_data(finished)
+    AutoTokenizer.from_pretrained(data.tokenizer_folder).save_pretrained(tmp_path)
+    assert tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path)) == data.tokenizer_hash
+
+
+@pytest.mark.parametrize("line_end", ["\n", " "])
+def test_long_documents_are_encoded_in_pieces_and_counted(
+    tmp_path, finished, monkeypatch, line_end, capsys
+):
+    long = {"text": line_end.join(row["text"] for row in ROWS[:50]), "id": "long"}
+    given = options(
+        tmp_path / "data",
+        vocab_size=None,
+        tokenizer=str(finished / "tokenizer"),
+        valid_fraction=0,
+        test_fraction=0,
+    )
+    corpora.json_lines(tmp_path / "corpus.jsonl", [long, *ROWS])
+    whole = prepare(given, progress=False)
+    assert whole.manifest["encoded_in_pieces"] == 0
+    monkeypatch.setattr(_parts, "_PIECE_CHARACTERS", 3000)
+    given = dataclasses.replace(given, out=tmp_path / "pieces")
+    pieces = prepare(given, progress=False)
+    assert pieces.manifest["encoded_in_pieces"] == 1
+    assert "encoded 1 documents" in capsys.readouterr().err
+    assert texts(pieces, "train") == texts(whole, "train")
+    if line_end == "\n":
+        assert pieces.split("train").checksum == whole.split("train").checksum
+
+
+def test_the_tokenizer_hash_follows_what_it_does_not_how_it_is_written(finished):
+    data = open_data(finished)
+    described = json.loads((data.tokenizer_folder / "tokenizer.json").read_text())
+    old = {**described, "truncation": None}
+    old["model"] = {**described["model"]}
+    old["model"]["merges"] = [" ".join(merge) for merge in described["model"]["merges"]]
+    assert tokenizer_hash(Tokenizer.from_str(json.dumps(old))) == data.tokenizer_hash
+    old["model"]["merges"] = old["model"]["merges"][:-1]
+    assert tokenizer_hash(Tokenizer.from_str(json.dumps(old))) != data.tokenizer_hash
+
+
+def test_a_corpus_too_small_for_the_vocabulary_says_so(finished, tmp_path, capsys):
+    data = made(tmp_path / "data", vocab_size=100_000)
+    assert f"the tokenizer has {data.vocab_size:,} ids, not 100,000" in capsys.readouterr().err
+
+
+def test_the_tokenizer_sample_is_the_same_whatever_the_order(tmp_path):
+    rows = list(ROWS)
+    random.Random(1).shuffle(rows)
+    hashes = set()
+    for name, ordered in (("a", ROWS), ("b", rows)):
+        given = options(tmp_path / name / "data", tokenizer_sample_bytes=20_000)
+        corpora.json_lines(tmp_path / name / "corpus.jsonl", ordered)
+        hashes.add(prepare(given, progress=False).tokenizer_hash)
+    assert len(hashes) == 1
+    assert hashes != {made(tmp_path / "c" / "data").tokenizer_hash}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_an_empty_corpus_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="no document with any text"):
+        made(tmp_path / "data", sources=(str(tmp_path / name),))
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_a_split_that_would_be_empty_is_refused(tmp_path):
+    given = options(tmp_path / "data", valid_fraction=1e-9)
+    with pytest.raises(UserError, match="split 'valid' got none of the corpus's 300 documents"):
+        prepare(given, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": ()}, "give either sources"),
+        ({"train": ("a",)}, "not both"),
+        ({"sources": (), "valid": ("a",)}, "need --train"),
+        ({"sources": (), "train": ("a",)}, "are for sources"),
+        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "below 1 together"),
+        ({"tokenizer": "x"}, "trained already"),
+        ({"boundary": "none", "boundary_token": "x"}, "uses none"),
+        ({"shard_tokens": 0}, "shard_tokens=0 must be positive"),
+        ({"vocab_size": 200}, "256 bytes and the end of text are 257"),
+        ({"vocab_size": None, "tokenizer": "no/such/tokenizer"}, "no tokenizer could be loaded"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, changes, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((InvalidConfig, UserError), match=message):
+        made(tmp_path / "data", **changes)
