@@ -24,7 +24,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import ContractViolation, InvalidConfig, UnknownName
-from recallzoo.mixers import Cache, Context, Mixer, MixerConfig, ParameterRule, select_positions, state_size
+from recallzoo.mixers import (
+    Cache,
+    Context,
+    Mixer,
+    MixerConfig,
+    ParameterRule,
+    select_positions,
+    state_size,
+)
 from recallzoo.state_mixers import StateMixer, build_state_mixer
 
 NUM_FILLER_COPIES = 1024
@@ -123,7 +131,6 @@ class Embedding(nn.Module):
             x = x + self.positions.weight[start : start + tokens.shape[1]]
         return x
 
-
     def _look_up(self, tokens: Int[Tensor, "B T *C"]) -> Float[Tensor, "B T *C D"]:
         """The vectors of the tokens.
 
@@ -218,7 +225,9 @@ class LanguageModel(nn.Module):
         for block in earlier:
             x = block(x, context)
         assert isinstance(last, Block)
-        return self.norm(last(x, context) if positions is None else last.forward_at(x, positions, context))
+        return self.norm(
+            last(x, context) if positions is None else last.forward_at(x, positions, context)
+        )
 
     def forward(
         self,

@@ -1,12 +1,12 @@
 """A run: everything that decides a result, and the name that follows from it.
 
-    run = Run(
-        data=Data.of(task("mqar", seq_len=64, num_pairs=4)),
-        model=ModelConfig(mixers=(mixer("attention"),), d_model=64, position="learned"),
-        optimizer=Optimizer(learning_rate=1e-3),
-    )
-    run.hash       # names its results; equal runs have equal hashes, whatever made them
-    run.pack_key   # runs with equal keys are one program and train together
+run = Run(
+    data=Data.of(task("mqar", seq_len=64, num_pairs=4)),
+    model=ModelConfig(mixers=(mixer("attention"),), d_model=64, position="learned"),
+    optimizer=Optimizer(learning_rate=1e-3),
+)
+run.hash       # names its results; equal runs have equal hashes, whatever made them
+run.pack_key   # runs with equal keys are one program and train together
 """
 
 import dataclasses

@@ -16,7 +16,9 @@ def slice_rows(batches: list[Batch], correct: list[Bool[Tensor, "N Q"]]) -> list
     """
     rows = []
     for name in sorted({name for batch in batches for name in batch.slices}):
-        having = [(b.slices[name], c) for b, c in zip(batches, correct, strict=True) if name in b.slices]
+        having = [
+            (b.slices[name], c) for b, c in zip(batches, correct, strict=True) if name in b.slices
+        ]
         values = torch.cat([v.flatten().cpu() for v, _ in having])
         right = torch.cat([c.flatten().cpu() for _, c in having])
         distinct, inverse = values.unique(return_inverse=True)

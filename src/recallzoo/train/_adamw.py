@@ -31,7 +31,9 @@ def learning_rate_factor(
             falling = 0.5 * (1 + torch.cos(math.pi * progress))
         case "cosine_by_epoch":
             epoch = torch.div(step, steps_per_epoch, rounding_mode="floor")
-            falling = 0.5 * (1 + torch.cos(math.pi * epoch / math.ceil(num_steps / steps_per_epoch)))
+            falling = 0.5 * (
+                1 + torch.cos(math.pi * epoch / math.ceil(num_steps / steps_per_epoch))
+            )
     return torch.where(step < warmup, rising, falling) if warmup else falling
 
 

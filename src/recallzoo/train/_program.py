@@ -38,7 +38,8 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model.loss(*inputs)
+        loss: Callable[..., Tensor] = self.model.loss  # pyright: ignore[reportAssignmentType]
+        return loss(*inputs)
 
 
 class Program:
@@ -97,14 +98,21 @@ class Program:
         dropout_keys: Int[Tensor, "R"],
     ) -> Float[Tensor, "R"]:
         def loss_of_run(parameters, buffers, *inputs):
-            return functional_call(self._loss, ({f"model.{n}": p for n, p in parameters.items()}, {f"model.{n}": b for n, b in buffers.items()}), inputs)
+            return functional_call(
+                self._loss,
+                (
+                    {f"model.{n}": p for n, p in parameters.items()},
+                    {f"model.{n}": b for n, b in buffers.items()},
+                ),
+                inputs,
+            )
 
         with self._arithmetic():
             return vmap(loss_of_run, randomness="different")(
                 parameters, self.stack.buffers, tokens, query_positions, answers, dropout_keys
             )
 
-    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
+    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
         if self.runs[0].precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
@@ -194,7 +202,9 @@ class Program:
         correct, num_queries = [], 0
         for batch in batches:
             parts = []
-            for rows in torch.arange(len(batch), device=self.device).split(self._rows_at_once(batch)):
+            for rows in torch.arange(len(batch), device=self.device).split(
+                self._rows_at_once(batch)
+            ):
                 loss, right = self._evaluate(batch.rows(rows))
                 loss_sum += loss.double()
                 parts.append(right)

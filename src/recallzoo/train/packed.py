@@ -25,9 +25,9 @@ from recallzoo.errors import StoreError
 from recallzoo.evaluate.accuracy import slice_rows
 from recallzoo.files import atomic_file
 from recallzoo.provenance import environment
-from recallzoo.run import Run
 from recallzoo.result import Result, SliceRow, Status
-from recallzoo.tasks import Batch, make_split
+from recallzoo.run import Run
+from recallzoo.tasks import make_split
 from recallzoo.train._adamw import PackedAdamW
 from recallzoo.train._program import Program
 from recallzoo.train._stack import build_model, stack_models
@@ -273,7 +273,14 @@ class Pack:
             if len(staying) < len(self.runs):
                 self._program.keep(staying)
             self._program.load_state_dict(load_file(path, device=str(self.device)))
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        except (
+            safetensors.SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:
             raise StoreError(
                 f"checkpoint {path} is damaged ({type(error).__name__}: {error}). Delete it to "
                 f"train this pack from the start; finished runs are not affected."
