@@ -49,7 +49,7 @@ class ModelConfig:
     """Width, D."""
     num_layers: int = 2
     state_mixer: StateMixer = "none"
-    """What follows each mixer: none, mlp or gated_mlp."""
+    """What follows each mixer: none, identity (x + norm(x)), mlp or gated_mlp."""
     mlp_ratio: float = 4.0
     """Hidden width of the state mixer over d_model."""
     position: Literal["none", "learned"] = "none"
@@ -217,9 +217,14 @@ class LanguageModel(nn.Module):
         tokens: Int[Tensor, "B T *C"],
         positions: Int[Tensor, "B Q"] | None = None,
         dropout_key: Int[Tensor, ""] | None = None,
+        context: Context | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """The normed residual stream that the head reads, at `positions` (all if None)."""
-        context = Context(tokens=tokens, dropout_key=dropout_key)
+        """The normed residual stream that the head reads, at `positions` (all if None).
+
+        A `context` of the caller's own, in place of `dropout_key`, holds the auxiliary losses
+        of the mixers afterwards.
+        """
+        context = context or Context(tokens=tokens, dropout_key=dropout_key)
         x = context.dropout(self.embedding(tokens), self.config.embed_dropout)
         *earlier, last = self.blocks
         for block in earlier:
@@ -249,10 +254,17 @@ class LanguageModel(nn.Module):
 
         -log p[a] = logsumexp(x W^T) - x . W[a]: the answer's logit is computed on its own, so
         that the gradient never scatters into a tensor of the logits' size.
+
+        In training the gradient is that of the cross-entropy plus the mixers' auxiliary
+        losses, while the value stays the cross-entropy.
         """
-        x = self.hidden(tokens, positions, dropout_key)
+        context = Context(tokens=tokens, dropout_key=dropout_key)
+        x = self.hidden(tokens, positions, context=context)
         answer_logits = (x.float() * F.embedding(answers, self._head_weight())).sum(-1)
-        return (torch.logsumexp(self.logits(x).float(), dim=-1) - answer_logits).mean()
+        loss = (torch.logsumexp(self.logits(x).float(), dim=-1) - answer_logits).mean()
+        for auxiliary in context.losses.values():
+            loss = loss + (auxiliary - auxiliary.detach())
+        return loss
 
     def _head_weight(self) -> Float[Tensor, "V D"]:
         return self.embedding.tokens.weight if self.head is None else self.head.weight

@@ -135,11 +135,22 @@ def dropout(
     """
     if rate == 0.0:
         return x
+    bits = _bits32(x, key, site)
+    keep = bits >= int(rate * 2**32)
+    return torch.where(keep, x / (1.0 - rate), torch.zeros_like(x))
+
+
+def uniform(x: Float[Tensor, "*S"], key: Int[Tensor, ""], site: int) -> Float[Tensor, "*S"]:
+    """Uniform float32 in the open interval (0, 1), 23 bits, in the shape of `x`: a function of
+    key, site and index as in `dropout`."""
+    return ((_bits32(x, key, site) >> 9).float() + 0.5) * 2.0**-23
+
+
+def _bits32(x: Tensor, key: Tensor, site: int) -> Tensor:
+    """32 random bits for each element of `x`, as int64."""
     index = torch.arange(x.numel(), dtype=torch.int64, device=x.device).view(x.shape)
-    bits = _mix32(
+    return _mix32(
         _mix32((index + key) & 0xFFFFFFFF)
         ^ ((key >> 32) & 0xFFFFFFFF)
         ^ (site * 0x9E3779B1 & 0xFFFFFFFF)
     )
-    keep = bits >= int(rate * 2**32)
-    return torch.where(keep, x / (1.0 - rate), torch.zeros_like(x))

@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from recallzoo.errors import InvalidConfig
 from recallzoo.options import OptionValue
-from recallzoo.random import dropout, mix64
+from recallzoo.random import dropout, mix64, uniform
 
 # Checkers of types at run time cannot follow an alias into itself.
 if TYPE_CHECKING:
@@ -40,11 +41,19 @@ class Context:
 
     tokens        the token ids, [B, T] in `forward`, [B] in `step`; None on continuous input
     dropout_key   a random 64-bit number for this step of this run; None outside of training
+    losses        what mixers have added to the loss of this step, by name; empty outside of
+                  training
     """
 
     tokens: Int[Tensor, "B *T"] | None = None
     dropout_key: Int[Tensor, ""] | None = None
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     _sites: int = field(default=0, repr=False)
+
+    @property
+    def training(self) -> bool:
+        """Whether this is a step of training."""
+        return self.dropout_key is not None
 
     def dropout(self, x: Float[Tensor, "*S"], rate: float) -> Float[Tensor, "*S"]:
         """Dropout while training, nothing otherwise. Every call has masks of its own, which
@@ -53,6 +62,34 @@ class Context:
             return x
         self._sites += 1
         return dropout(x, rate, mix64(self.dropout_key), self._sites)
+
+    def uniform(self, x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        """Random numbers in (0, 1) in the shape of `x`, drawn as dropout's masks are; 0.5
+        everywhere outside of training."""
+        if self.dropout_key is None:
+            return torch.full_like(x, 0.5, dtype=torch.float32)
+        self._sites += 1
+        return uniform(x, mix64(self.dropout_key), self._sites)
+
+    def add_loss(self, name: str, value: Float[Tensor, ""]) -> None:
+        """Add an auxiliary term to the loss of this training step; terms of one name are summed.
+
+        The trainer minimises cross-entropy plus all of them, each mixer having weighed its
+        own, and reports the cross-entropy alone. Nothing happens outside of training.
+        """
+        if self.training:
+            self.losses[name] = self.losses[name] + value if name in self.losses else value
+
+    def token_ids(self, who: str, num_axes: int) -> Int[Tensor, "B *T"]:
+        """The token ids, with as many axes as asked. InvalidConfig, naming the mixer `who`,
+        where there are none (continuous input) or each step has several (stacked streams)."""
+        if self.tokens is not None and self.tokens.ndim == num_axes:
+            return self.tokens
+        given = "none (continuous input)" if self.tokens is None else "several to a step (streams)"
+        raise InvalidConfig(
+            f"{who} reads one token id at each step and was given {given}. Use it on a task with "
+            f"one stream of tokens, or a mixer that reads hidden states instead."
+        )
 
 
 @dataclass(frozen=True)
