@@ -1,73 +1,18 @@
 """What came of a sweep: one line a model and task, at its best learning rate."""
 
 import json
-import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
 
+from recallzoo.cells import Cell, cells
 from recallzoo.result import Result
-from recallzoo.store import flatten
 
 TABLE_WIDTH = 120
 """Columns of a table that is not written to a terminal."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Runs that differ in learning rate and seed alone."""
-
-    label: str
-    config: dict[str, Any]
-    """Flattened, without learning rate and seed."""
-    results: tuple[Result, ...]
-
-    @property
-    def at_best(self) -> list[Result]:
-        """The runs, one a seed, at the learning rate with the best mean validation accuracy
-        over seeds; the smaller one if two are equal."""
-        by_rate: dict[float, list[Result]] = {}
-        for result in self.results:
-            by_rate.setdefault(result.config["optimizer"]["learning_rate"], []).append(result)
-        most = max(len(runs) for runs in by_rate.values())
-        complete = {rate: runs for rate, runs in by_rate.items() if len(runs) == most}
-        best = max(sorted(complete), key=lambda rate: _mean_valid(complete[rate]))
-        return complete[best]
-
-    @property
-    def learning_rate(self) -> float:
-        """The best one, by validation."""
-        return self.at_best[0].config["optimizer"]["learning_rate"]
-
-    @property
-    def test_accuracy(self) -> float:
-        """Mean over seeds at the best learning rate."""
-        return statistics.fmean(result.test_accuracy for result in self.at_best)
-
-    @property
-    def sizes(self) -> dict[str, str]:
-        """Length and pairs of the test examples, and the model's width."""
-        tasks = [segment["task"] for segment in json.loads(self.config["data.test"])]
-        sizes = {"task": _distinct(task["task"] for task in tasks)}
-        for name, column in (("seq_len", "length"), ("num_pairs", "pairs")):
-            if any(name in task for task in tasks):
-                sizes[column] = _distinct(task[name] for task in tasks if name in task)
-        return {**sizes, "width": str(self.config["model.d_model"])}
-
-
-def cells(results: list[Result]) -> list[Cell]:
-    """Group results by everything but learning rate and seed, in the order given."""
-    groups: dict[str, tuple[dict[str, Any], list[Result]]] = {}
-    for result in results:
-        config = flatten(result.config)
-        del config["optimizer.learning_rate"], config["seed"]
-        key = json.dumps(config, sort_keys=True)
-        groups.setdefault(key, (config, []))[1].append(result)
-    return [Cell(runs[0].label, config, tuple(runs)) for config, runs in groups.values()]
 
 
 def print_table(results: list[Result], stream: TextIO) -> None:
@@ -134,11 +79,3 @@ def _accuracy(cell: Cell) -> str:
 def _statuses(results: Iterable[Result]) -> str:
     counts = Counter(result.status.replace("_", " ") for result in results)
     return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-
-
-def _mean_valid(results: list[Result]) -> float:
-    return statistics.fmean(result.valid_accuracy for result in results)
-
-
-def _distinct(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, dict.fromkeys(values)))

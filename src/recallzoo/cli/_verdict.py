@@ -6,7 +6,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from recallzoo.cli._outcome import TABLE_WIDTH, Cell, cells
+from recallzoo.cells import Cell, cells
+from recallzoo.cli._outcome import TABLE_WIDTH
 from recallzoo.result import Result
 
 SOLVED_ACCURACY = 0.99
