@@ -33,7 +33,9 @@ class Optimizer:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
-    """Applied to matrices only; see `LanguageModel.parameter_rules`."""
+    """Multiplied by the learning rate and taken off the parameters that `decayed` names."""
+    decayed: Literal["matrices", "all"] = "matrices"
+    """matrices, but those that a mixer exempts (see `LanguageModel.parameter_rules`), or all."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -47,6 +49,7 @@ class Optimizer:
     def __post_init__(self) -> None:
         _check_range("optimizer.learning_rate", self.learning_rate, above=0.0)
         _check_range("optimizer.weight_decay", self.weight_decay, at_least=0.0)
+        _check_choice("optimizer.decayed", self.decayed, ("matrices", "all"))
         _check_range("optimizer.beta1", self.beta1, at_least=0.0, below=1.0)
         _check_range("optimizer.beta2", self.beta2, at_least=0.0, below=1.0)
         _check_range("optimizer.eps", self.eps, above=0.0)

@@ -1,6 +1,6 @@
 """State mixers: what acts on each position alone, after the sequence mixer."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from recallzoo.errors import UnknownName
 
-StateMixer = Literal["none", "mlp", "gated_mlp"]
+StateMixer = Literal["none", "identity", "mlp", "gated_mlp"]
+"""`none` leaves the block without its second half. `identity` keeps it, x + norm(x), as the
+reference's Figure 2 has it: its block adds the norm of the residual stream where it is given
+torch.nn.Identity."""
 
 
 class MLP(nn.Module):
@@ -52,8 +55,10 @@ def build_state_mixer(kind: str, d_model: int, mlp_ratio: float) -> nn.Module | 
     match kind:
         case "none":
             return None
+        case "identity":
+            return nn.Identity()
         case "mlp":
             return MLP(d_model, d_hidden)
         case "gated_mlp":
             return GatedMLP(d_model, d_hidden)
-    raise UnknownName("state mixer", kind, ["none", "mlp", "gated_mlp"])
+    raise UnknownName("state mixer", kind, get_args(StateMixer))

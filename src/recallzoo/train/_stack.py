@@ -4,6 +4,7 @@ Letters   R packed runs.
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,8 @@ def stack_models(runs: list[Run], device: torch.device) -> Stack:
                 f"precision decides the arithmetic. Create it as float32."
             )
     rules = first.parameter_rules()
+    if runs[0].optimizer.decayed == "all":
+        rules = {name: dataclasses.replace(rule, decay=True) for name, rule in rules.items()}
     num_parameters = first.num_parameters()
     return Stack(_without_weights(first), parameters, buffers, rules, num_parameters)
 

@@ -1,0 +1,136 @@
+"""The two protocols of Figure 2: how many runs, which ones, and what sets them apart."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from recallzoo.errors import InvalidConfig
+from recallzoo.mixers import Context, mixer
+from recallzoo.model import Block, ModelConfig
+from recallzoo.recipes.figure2 import figure2
+from recallzoo.recipes.figure2_iclr24 import figure2_iclr24
+from recallzoo.run import Run
+from recallzoo.train._stack import stack_models
+
+BOTH = pytest.mark.parametrize("recipe", [figure2, figure2_iclr24])
+SMALL = {"seq_lens": (64,), "widths": (16,), "mixers": ("attention", "base_conv")}
+
+
+def differing(first: Run, second: Run) -> set[str]:
+    """Dotted names of what differs between two runs."""
+
+    def walk(a, b, name):
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return set().union(*(walk(a[key], b[key], f"{name}.{key}") for key in a))
+        return set() if a == b else {name.removeprefix(".")}
+
+    return walk(first.config, second.config, "")
+
+
+@pytest.mark.parametrize(("recipe", "seeds"), [(figure2, 3), (figure2_iclr24, 1)])
+def test_all_cells_of_the_figure_are_there_once(recipe, seeds):
+    runs = recipe()
+    assert len(runs) == 5 * 4 * 4 * 4 * seeds
+    assert len({run.hash for run in runs}) == len(runs)
+    cells = {(run.label, run.data.max_seq_len, run.model.d_model) for run in runs}
+    assert len(cells) == 5 * 4 * 4
+    assert {label for label, _, _ in cells} == {"Attention", "BaseConv", "H3", "Hyena", "RWKV"}
+    assert len({run.pack_key for run in runs}) == len(cells)
+
+
+@BOTH
+def test_each_length_has_its_pairs_and_batch_size(recipe):
+    found = {
+        (run.data.max_seq_len, run.data.train[0].task.num_pairs, run.budget.batch_size)
+        for run in recipe()
+    }
+    assert found == {(64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128)}
+
+
+def test_the_released_protocol_has_four_layers_but_for_attention_and_figure2_two():
+    for run in figure2_iclr24():
+        assert run.model.num_layers == (2 if run.label == "Attention" else 4)
+    assert {run.model.num_layers for run in figure2()} == {2}
+
+
+def test_with_as_many_layers_the_protocols_differ_in_what_they_say_alone():
+    options = {**SMALL, "seeds": (0,), "num_layers": 2}
+    for one, other in zip(figure2(**options), figure2_iclr24(**options), strict=True):
+        assert differing(one, other) == {
+            "optimizer.decayed",
+            "optimizer.schedule",
+            "optimizer.warmup_fraction",
+            "precision",
+        }
+
+
+@BOTH
+def test_filters_of_base_conv_are_short_and_long_in_turn(recipe):
+    runs = recipe(**{**SMALL, "mixers": ("base_conv",)}, num_layers=4)
+    sizes = [dict(config.options)["kernel_size"] for config in runs[0].model.layer_mixers()]
+    assert sizes == [3, -1, 3, -1]
+
+
+@BOTH
+@pytest.mark.parametrize("num_rates", [7, 10, 13])
+def test_denser_grids_hold_the_runs_of_the_published_one(recipe, num_rates):
+    published = {run.hash for run in recipe(**SMALL)}
+    denser = {run.hash for run in recipe(**SMALL, num_learning_rates=num_rates)}
+    assert published < denser
+    assert len(denser) * 4 == len(published) * num_rates
+
+
+@BOTH
+def test_runs_of_a_cell_train_together_and_stop_together_if_asked(recipe):
+    runs = recipe(seq_lens=(64,), widths=(16,), mixers=("h3",), seeds=(0, 1), stop_group=True)
+    assert len({run.pack_key for run in runs}) == 1
+    assert len({run.group_key for run in runs}) == 2
+    assert all(run.budget.stop_group for run in runs)
+
+
+@BOTH
+def test_any_mixer_may_take_part(recipe):
+    run, *_ = recipe(seq_lens=(64,), widths=(16,), mixers=("short_conv",))
+    assert run.model.mixers == (mixer("short_conv"),)
+    assert run.model_label.startswith("short_conv")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seq_lens": (96,)},
+        {"num_learning_rates": 1},
+        {"num_learning_rates": 7, "learning_rates": (1e-3,)},
+        {"num_examples": 100},
+    ],
+)
+def test_what_cannot_be_is_refused(recipe, options):
+    with pytest.raises(InvalidConfig):
+        recipe(**options)
+
+
+def test_an_identity_state_mixer_adds_the_norm_of_the_residual_stream():
+    torch.manual_seed(0)
+    config = ModelConfig(mixers=(mixer("attention"),), d_model=8, state_mixer="identity")
+    block = Block(config, config.mixers[0].build(8, 6))
+    x = torch.randn(2, 6, 8)
+    mixed = x + block.mixer(block.norm1(x), Context())
+    assert block.norm2 is not None
+    torch.testing.assert_close(block(x, Context()), mixed + block.norm2(mixed))
+    positions = torch.tensor([[1, 4], [0, 5]])
+    at = block.forward_at(x, positions, Context())
+    torch.testing.assert_close(at, block(x, Context())[torch.arange(2)[:, None], positions])
+
+
+def test_weight_decay_falls_on_matrices_or_on_everything():
+    run = figure2(seq_lens=(64,), widths=(16,), mixers=("hyena",), seeds=(0,))[0]
+    everything = dataclasses.replace(run.optimizer, decayed="all")
+    rules = stack_models(
+        [dataclasses.replace(run, optimizer=everything)], torch.device("cpu")
+    ).rules
+    assert all(rule.decay for rule in rules.values())
+    rules = stack_models([run], torch.device("cpu")).rules
+    assert not rules["norm.weight"].decay
+    assert rules["blocks.0.mixer.in_proj.weight"].decay
