@@ -33,7 +33,15 @@ libraries when they are used.
 """
 
 from recallzoo.text.corpus import Document, read_documents
-from recallzoo.text.data import Boundary, ContextBatch, Contexts, Split, TokenData, open_data
+from recallzoo.text.data import (
+    Boundary,
+    ContextBatch,
+    Contexts,
+    Split,
+    TokenData,
+    TokenStream,
+    open_data,
+)
 from recallzoo.text.labels import (
     PAPER_RATE,
     Labels,
@@ -56,6 +64,7 @@ __all__ = [
     "PrepareOptions",
     "Split",
     "TokenData",
+    "TokenStream",
     "label_ar_hits",
     "label_pairs",
     "max_count_from_rate",

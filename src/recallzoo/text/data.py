@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -248,6 +248,16 @@ class Split:
             raise StoreError(f"could not read {self.folder / name}: {error}. {_REMEDY}") from error
 
 
+class TokenStream(Protocol):
+    """Documents' tokens, one after another: a `Split`, or what else contexts are cut from."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def document_offsets(self) -> Int[np.ndarray, "N+1"]: ...
+    def read(self, start: int, stop: int) -> Int[np.ndarray, "T"]: ...
+
+
 @dataclass(frozen=True)
 class ContextBatch:
     """Contexts side by side."""
@@ -273,7 +283,7 @@ class Contexts:
     To train on next tokens take `contexts(seq_len + 1, stride=seq_len, partial="drop")`.
     """
 
-    split: Split
+    split: TokenStream
     seq_len: int
     starts: Int[np.ndarray, "N"]
     stops: Int[np.ndarray, "N"]
@@ -282,7 +292,7 @@ class Contexts:
 
     @staticmethod
     def cut(
-        split: Split, seq_len: int, stride: int | None, document_aligned: bool, partial: str
+        split: TokenStream, seq_len: int, stride: int | None, document_aligned: bool, partial: str
     ) -> "Contexts":
         stride = seq_len if stride is None else stride
         if seq_len < 1 or not 1 <= stride <= seq_len:
