@@ -8,10 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recallzoo.mixers import Context
 from recallzoo.model import LanguageModel
-from recallzoo.random import permutation, seed_of
+from recallzoo.random import mix64, permutation, seed_of
 from recallzoo.run import Run
 from recallzoo.tasks import Batch, make_split
+
+DROPOUT_STRIDE = 0x9E3779B97F4A7C1
+"""Between the dropout keys of two steps, before they are mixed."""
 
 
 @dataclass
@@ -38,8 +42,9 @@ class Plain:
 
 
 def train_plainly(run: Run) -> Plain:
-    """Train a run without dropout, in float32, to the end of its budget."""
+    """Train a run in float32 to the end of its budget."""
     model, plain = _model(run), Plain()
+    dropout_seed = torch.tensor(seed_of("dropout", run.seed))
     plain.num_parameters = sum(p.numel() for p in model.parameters())
     segments = make_split(run.data, "train")
     batch_size, num_epochs = run.budget.batch_size, run.budget.num_epochs
@@ -57,10 +62,11 @@ def train_plainly(run: Run) -> Plain:
             i = steps[step][0]
             rows = orders[i][taken[i] * batch_size : (taken[i] + 1) * batch_size]
             taken[i] += 1
-            loss, _ = _loss(model, segments[i].rows(rows))
+            key = mix64(dropout_seed + len(plain.losses) * DROPOUT_STRIDE)
+            loss, objective, _ = _loss(model, segments[i].rows(rows), key)
             plain.losses.append(loss.item())
             optimizer.zero_grad()
-            loss.backward()
+            objective.backward()
             if run.optimizer.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.max_grad_norm)
             optimizer.step()
@@ -88,7 +94,9 @@ def _optimizer(run: Run, model: LanguageModel, num_steps: int, steps_per_epoch: 
             "lr": settings.learning_rate
             if rules[name].learning_rate is None
             else rules[name].learning_rate,
-            "weight_decay": settings.weight_decay if rules[name].decay else 0.0,
+            "weight_decay": settings.weight_decay
+            if rules[name].decay or settings.decayed == "all"
+            else 0.0,
         }
         for name, parameter in model.named_parameters()
     ]
@@ -109,21 +117,22 @@ def _optimizer(run: Run, model: LanguageModel, num_steps: int, steps_per_epoch: 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy at the query positions, out of the logits at all positions; and which
-    queries are answered right."""
-    everywhere = model(batch.tokens)
-    at = batch.query_positions[:, :, None].expand(-1, -1, everywhere.shape[-1])
-    logits = everywhere.gather(1, at)
+def _loss(
+    model: LanguageModel, batch: Batch, dropout_key: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean cross-entropy of the answers; what is minimised; which queries are answered right."""
+    context = Context(tokens=batch.tokens, dropout_key=dropout_key)
+    logits = model.logits(model.hidden(batch.tokens, batch.query_positions, context=context))
     loss = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
-    return loss, logits.argmax(-1) == batch.answers
+    objective = loss + sum(context.losses.values())
+    return loss, objective, logits.argmax(-1) == batch.answers
 
 
 @torch.no_grad()
 def _test(run: Run, model: LanguageModel, plain: Plain) -> None:
     segments, losses = make_split(run.data, "test"), []
     for segment in segments:
-        loss, correct = _loss(model.eval(), segment)
+        loss, _, correct = _loss(model.eval(), segment)
         losses.append(loss.item() * segment.answers.numel())
         plain.test_correct.append(correct)
     plain.test_loss_nats = sum(losses) / sum(s.answers.numel() for s in segments)

@@ -45,6 +45,7 @@ def difference(a: list[float], b: list[float]) -> float:
         ("beta1", 0.5, 0.9),
         ("beta2", 0.8, 0.999),
         ("weight_decay", 3.0, 0.0),
+        ("decayed", "all", "matrices"),
         ("learning_rate", 3e-2, 1e-2),
     ],
 )

@@ -47,7 +47,7 @@ def assert_as_plain(result: Result, plain: Plain) -> None:
 
 HYBRID = (mixer("base_conv"), mixer("attention", num_heads=2))
 MODELS: dict[str, tuple[tuple[MixerConfig, ...], dict[str, Any]]] = {
-    **{name: ((mixer(name),), {}) for name in registry},
+    **{name: ((mixer(name),), {}) for name, cls in registry.items() if cls.causal},
     "hybrid": (HYBRID, {"num_layers": 3}),
     "without_step": ((own("PreviousToken"),), {}),
     "with_buffers": ((own("Buffered"),), {}),
@@ -59,6 +59,7 @@ MODELS: dict[str, tuple[tuple[MixerConfig, ...], dict[str, Any]]] = {
         HYBRID,
         {"state_mixer": "mlp", "position": "none", "rescale_out_proj": False},
     ),
+    "dropout": (HYBRID, {"embed_dropout": 0.2, "residual_dropout": 0.3, "state_mixer": "mlp"}),
 }
 
 
