@@ -106,7 +106,7 @@ def rows_apart(subject: Subject) -> str:
         mixer = subject.shaken()
         together = call(mixer, x, tokens)[:1]
         alone = call(mixer, x[:1], tokens[:1])
-    if size_of(alone - together) > TOLERANCE * size_of(together):
+    if float((alone - together).abs().max()) > TOLERANCE * size_of(together):
         raise Violation(
             f"a row alone differs from the same row in a batch of {x.shape[0]} by "
             f"{size_of(alone - together):.2g}."

@@ -134,8 +134,6 @@ def step(subject: Subject) -> str:
     mixer = subject.shaken().eval()
     _require_step(subject, mixer)
     tokens = subject.tokens()
-    if not mixer.causal:
-        raise NotGiven("a mixer that looks ahead has no recurrent form")
 
     def scan(x: Tensor) -> Tensor:
         y = mixer.scan(x, Context(tokens=tokens))
@@ -187,6 +185,8 @@ def _require_same(
 
 
 def _require_step(subject: Subject, mixer: Mixer) -> None:
+    if not mixer.causal:
+        raise NotGiven("a mixer that looks ahead has no recurrent form")
     if mixer.has_step:
         return
     if subject.own:
@@ -254,8 +254,6 @@ def measured_state(subject: Subject) -> dict[str, int]:
     """State size by kind. Raises NotGiven, or Violation for a registered mixer, without `step`."""
     mixer = subject.fresh()
     _require_step(subject, mixer)
-    if not mixer.causal:
-        raise NotGiven("a mixer that looks ahead has no recurrent form")
     return state_size(mixer, subject.seq_len)
 
 

@@ -43,8 +43,9 @@ def occurrences(keys: Int[Tensor, "B T"]) -> Occurrences:
     index = torch.arange(seq_len, device=keys.device)
     ordered = torch.sort(keys.long() * seq_len + index, dim=-1).values
     key = torch.div(ordered, seq_len, rounding_mode="floor")
-    is_first = torch.ones_like(key, dtype=torch.bool)
-    is_first = torch.cat([is_first[:, :1], key[:, 1:] != key[:, :-1]], dim=1)
+    is_first = torch.cat(
+        [torch.ones_like(key[:, :1], dtype=torch.bool), key[:, 1:] != key[:, :-1]], dim=1
+    )
     first = torch.cummax(torch.where(is_first, index, 0), dim=1).values
     return Occurrences(position=ordered - key * seq_len, place=index - first)
 
@@ -61,11 +62,10 @@ def latest(
 ) -> tuple[Int[Tensor, "B Q N"], Bool[Tensor, "B Q N"]]:
     """For each of `positions` the N latest earlier ones with an equal key, latest first, and
     whether there are that many; where not, the position given is 0."""
-    seq_len = found.position.shape[-1]
     entry = torch.gather(found.entry, 1, positions)
     place = torch.gather(found.place, 1, entry)
     back = torch.arange(1, num_latest + 1, device=positions.device)
     exists = back <= place[..., None]
-    source = torch.where(exists, entry[..., None] - back, 0).clamp(0, seq_len - 1)
+    source = torch.where(exists, entry[..., None] - back, 0)
     at = torch.gather(found.position, 1, source.flatten(1)).view_as(source)
     return torch.where(exists, at, 0), exists
