@@ -16,7 +16,7 @@ Letters  B batch, T time, D width, V vocabulary, Q queries, C token streams.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,8 @@ from recallzoo.mixers import (
     select_positions,
     state_size,
 )
+from recallzoo.options import checked
 from recallzoo.state_mixers import StateMixer, build_state_mixer
-
-NUM_FILLER_COPIES = 1024
-"""Rows over which the gradient of token 0 is spread before it is summed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,7 @@ class ModelConfig:
     """Divide the initial `out_proj` and `fc2` weights by sqrt(2 num_layers) (GPT-2)."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not self.mixers:
             raise InvalidConfig("model.mixers is empty: name at least one sequence mixer.")
         for field, low in (("d_model", 1), ("num_layers", 1)):
@@ -88,6 +87,22 @@ class ModelConfig:
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise InvalidConfig(f"model.{field}={getattr(self, field)} must be in [0, 1).")
 
+    def _check_types(self) -> None:
+        """Hold every number to its type, so that equal configurations have one hash."""
+        mixers: Any = self.mixers
+        if not isinstance(mixers, list | tuple) or not all(
+            isinstance(each, MixerConfig) for each in mixers
+        ):
+            raise InvalidConfig(
+                f"model.mixers={mixers!r} must be configured mixers in a tuple, such as "
+                f'(mixer("attention"),).'
+            )
+        object.__setattr__(self, "mixers", tuple(mixers))
+        for field, wanted in get_type_hints(type(self)).items():
+            if wanted in (int, float, bool):
+                value = checked(f"model.{field}", getattr(self, field), wanted)
+                object.__setattr__(self, field, value)
+
     def layer_mixers(self) -> list[MixerConfig]:
         """The mixer of each layer."""
         return [self.mixers[i % len(self.mixers)] for i in range(self.num_layers)]
@@ -109,6 +124,7 @@ class Embedding(nn.Module):
                 f"model.d_model={config.d_model} must be a multiple of {num_streams}, the number "
                 f"of tokens that the task gives each step."
             )
+        self.spreads_filler = True
         self.tokens = nn.Embedding(vocab_size, config.d_model // num_streams)
         self.positions = (
             nn.Embedding(max_seq_len, config.d_model) if config.position == "learned" else None
@@ -118,33 +134,20 @@ class Embedding(nn.Module):
                 nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, tokens: Int[Tensor, "B T *C"], start: int = 0) -> Float[Tensor, "B T D"]:
-        x = self._look_up(tokens)
-        if x.ndim == 4:
-            x = x.flatten(-2)
+        return self.place(self.tokens(tokens), start)
+
+    def place(self, vectors: Float[Tensor, "B T *C E"], start: int = 0) -> Float[Tensor, "B T D"]:
+        """Streams side by side, positions from `start` on added; in the dtype of the vectors."""
+        x = vectors.flatten(-2) if vectors.ndim == 4 else vectors
         if self.positions is not None:
             max_seq_len = self.positions.weight.shape[0]
-            if start + tokens.shape[1] > max_seq_len:
+            if start + x.shape[1] > max_seq_len:
                 raise InvalidConfig(
                     f"the model has learned positions for {max_seq_len} tokens and was given "
-                    f"{start + tokens.shape[1]}. Build it with a larger max_seq_len."
+                    f"{start + x.shape[1]}. Build it with a larger max_seq_len."
                 )
-            x = x + self.positions.weight[start : start + tokens.shape[1]]
+            x = x + self.positions.weight[start : start + x.shape[1]].to(x.dtype)
         return x
-
-    def _look_up(self, tokens: Int[Tensor, "B T *C"]) -> Float[Tensor, "B T *C D"]:
-        """The vectors of the tokens.
-
-        On the GPU the gradient of a token is summed by atomic additions, and the filler token
-        0 stands at most positions of a recall task: they would all queue for one row. So token
-        0 is looked up in one of many copies of its row, whose gradients are summed at the end.
-        """
-        weight = self.tokens.weight
-        if not (tokens.is_cuda and torch.is_grad_enabled()):
-            return self.tokens(tokens)
-        copies = weight[:1].expand(NUM_FILLER_COPIES, -1)
-        index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-        spread = weight.shape[0] + index % NUM_FILLER_COPIES
-        return F.embedding(torch.where(tokens == 0, spread, tokens), torch.cat([weight, copies]))
 
 
 class Block(nn.Module):
@@ -159,26 +162,35 @@ class Block(nn.Module):
         self.norm2 = _norm(config) if self.state_mixer is not None else None
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        x = x + context.dropout(self.mixer(self.norm1(x), context), self.residual_dropout)
-        return self.mix_state(x, context)
+        y = self.mixer(_normed(self.norm1, x), context)
+        return self.mix_state(self._added(x, y, context), context)
 
     def forward_at(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
     ) -> Float[Tensor, "B Q D"]:
         """Outputs at some positions alone: what `forward` gives there, for less work."""
-        normed = self.norm1(x)
+        normed = _normed(self.norm1, x)
         if hasattr(self.mixer, "forward_at"):
             y = _mixer(self).forward_at(normed, positions, context)
         else:
             y = select_positions(self.mixer(normed, context), positions)
-        x = select_positions(x, positions) + context.dropout(y, self.residual_dropout)
-        return self.mix_state(x, context)
+        return self.mix_state(self._added(select_positions(x, positions), y, context), context)
 
     def mix_state(self, x: Float[Tensor, "*S D"], context: Context) -> Float[Tensor, "*S D"]:
         """The half of the block that treats each position alone."""
         if self.state_mixer is None or self.norm2 is None:
             return x
-        return x + context.dropout(self.state_mixer(self.norm2(x)), self.residual_dropout)
+        return self._added(x, self.state_mixer(_normed(self.norm2, x)), context)
+
+    def _added(
+        self, x: Float[Tensor, "*S D"], y: Float[Tensor, "*S D"], context: Context
+    ) -> Float[Tensor, "*S D"]:
+        return x + context.dropout(y, self.residual_dropout).to(x.dtype)
+
+
+def _normed(norm: nn.Module, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+    # Under autocast a norm returns float32, where the residual stream may be in bfloat16.
+    return norm(x).to(x.dtype)
 
 
 class LanguageModel(nn.Module):
@@ -225,14 +237,23 @@ class LanguageModel(nn.Module):
         of the mixers afterwards.
         """
         context = context or Context(tokens=tokens, dropout_key=dropout_key)
-        x = context.dropout(self.embedding(tokens), self.config.embed_dropout)
+        return self.mix(self.embedding.tokens(tokens), positions, context)
+
+    def mix(
+        self,
+        vectors: Float[Tensor, "B T *C E"],
+        positions: Int[Tensor, "B Q"] | None,
+        context: Context,
+    ) -> Float[Tensor, "B Q D"]:
+        """`hidden` from the vectors of the tokens: all between the embedding and the head. The
+        residual stream is in their dtype."""
+        x = context.dropout(self.embedding.place(vectors), self.config.embed_dropout)
         *earlier, last = self.blocks
         for block in earlier:
             x = block(x, context)
         assert isinstance(last, Block)
-        return self.norm(
-            last(x, context) if positions is None else last.forward_at(x, positions, context)
-        )
+        x = last(x, context) if positions is None else last.forward_at(x, positions, context)
+        return _normed(self.norm, x)
 
     def forward(
         self,
@@ -260,18 +281,19 @@ class LanguageModel(nn.Module):
         """
         context = Context(tokens=tokens, dropout_key=dropout_key)
         x = self.hidden(tokens, positions, context=context)
-        answer_logits = (x.float() * F.embedding(answers, self._head_weight())).sum(-1)
+        answer_logits = (x.float() * F.embedding(answers, self.head_weight())).sum(-1)
         loss = (torch.logsumexp(self.logits(x).float(), dim=-1) - answer_logits).mean()
         for auxiliary in context.losses.values():
             loss = loss + (auxiliary - auxiliary.detach())
         return loss
 
-    def _head_weight(self) -> Float[Tensor, "V D"]:
+    def head_weight(self) -> Float[Tensor, "V D"]:
+        """The head's weights, those of the embedding if they are tied."""
         return self.embedding.tokens.weight if self.head is None else self.head.weight
 
     def logits(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S V"]:
         """The head."""
-        return x @ self._head_weight().transpose(-1, -2)
+        return x @ self.head_weight().transpose(-1, -2)
 
     def init_cache(self, batch_size: int) -> Cache:
         """The decoding state before the first token."""

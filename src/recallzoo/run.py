@@ -13,11 +13,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.model import ModelConfig
+from recallzoo.options import checked
 from recallzoo.tasks import Data, Task
 
 RUN_VERSION = 1
@@ -47,16 +49,13 @@ class Optimizer:
     """Gradients with a larger L2 norm are scaled down to it; None leaves them."""
 
     def __post_init__(self) -> None:
+        _check_types("optimizer", self)
         _check_range("optimizer.learning_rate", self.learning_rate, above=0.0)
         _check_range("optimizer.weight_decay", self.weight_decay, at_least=0.0)
-        _check_choice("optimizer.decayed", self.decayed, ("matrices", "all"))
         _check_range("optimizer.beta1", self.beta1, at_least=0.0, below=1.0)
         _check_range("optimizer.beta2", self.beta2, at_least=0.0, below=1.0)
         _check_range("optimizer.eps", self.eps, above=0.0)
         _check_range("optimizer.warmup_fraction", self.warmup_fraction, at_least=0.0, below=1.0)
-        _check_choice(
-            "optimizer.schedule", self.schedule, ("cosine", "cosine_by_epoch", "constant")
-        )
         if self.max_grad_norm is not None:
             _check_range("optimizer.max_grad_norm", self.max_grad_norm, above=0.0)
 
@@ -77,10 +76,11 @@ class Budget:
     """Whether runs that differ in learning rate alone stop once one of them solves the task."""
 
     def __post_init__(self) -> None:
+        _check_types("budget", self)
         for name in ("num_epochs", "batch_size", "evaluate_every"):
             _check_range(f"budget.{name}", getattr(self, name), at_least=1)
         if self.stop_accuracy is not None:
-            _check_range("budget.stop_accuracy", self.stop_accuracy, above=0.0)
+            _check_range("budget.stop_accuracy", self.stop_accuracy, above=0.0, at_most=1.0)
         elif self.stop_group:
             raise InvalidConfig(
                 "budget.stop_group needs budget.stop_accuracy, which is None: set one, e.g. 0.99."
@@ -103,7 +103,7 @@ class Run:
     """What charts call the model; the mixer pattern if empty."""
 
     def __post_init__(self) -> None:
-        _check_choice("run.precision", self.precision, ("fp32", "bf16"))
+        _check_types("run", self)
         smallest = min(segment.num_examples for segment in self.data.train)
         if smallest < self.budget.batch_size:
             raise InvalidConfig(
@@ -180,9 +180,13 @@ def _is_causal(name: str) -> bool:
     return getattr(mixer_class(name), "causal", True)
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidConfig(f"{name}={value!r} must be one of {', '.join(choices)}.")
+def _check_types(owner: str, config: Any) -> None:
+    """Hold every field of a frozen configuration to its type, so that equal ones, such as a
+    learning rate of 1 and of 1.0, have one hash. Raises InvalidConfig."""
+    hints = typing.get_type_hints(type(config))
+    for each in dataclasses.fields(config):
+        value = checked(f"{owner}.{each.name}", getattr(config, each.name), hints[each.name])
+        object.__setattr__(config, each.name, value)
 
 
 def _check_range(
@@ -192,19 +196,23 @@ def _check_range(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
 ) -> None:
     good = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and (at_least is None or value >= at_least)
+        (at_least is None or value >= at_least)
         and (above is None or value > above)
         and (below is None or value < below)
-        and abs(value) != float("inf")
+        and (at_most is None or value <= at_most)
     )
     if not good:
         limits = [
             f"{word} {limit:g}"
-            for word, limit in (("at least", at_least), ("above", above), ("below", below))
+            for word, limit in (
+                ("at least", at_least),
+                ("above", above),
+                ("below", below),
+                ("at most", at_most),
+            )
             if limit is not None
         ]
         raise InvalidConfig(f"{name}={value!r} must be a number {' and '.join(limits)}.")

@@ -49,6 +49,17 @@ class Buffered(PreviousToken):
         return self.mask * super().forward(x)
 
 
+class WithDropout(PreviousToken):
+    """As above, with PyTorch's own dropout."""
+
+    def __init__(self, d_model, max_seq_len):
+        super().__init__(d_model, max_seq_len)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(super().forward(x))
+
+
 class Exploding(PreviousToken):
     """Infinite as soon as its weight has moved further than `limit` from where it started."""
 

@@ -19,9 +19,16 @@ RATES = (1e-4, 3e-3, 1e-2, 3e-2)
 # Thresholds below lie at least half a query away from every accuracy that is compared with them.
 EASY = Data.of(tiny_task(num_pairs=1), train=4 * BATCH_SIZE, valid=64, test=32)
 NEVER_STOPPING = tuple(
-    tiny_run(data=EASY, num_epochs=15, learning_rate=rate, seed=seed)
+    tiny_run(
+        data=EASY,
+        num_epochs=15,
+        learning_rate=rate,
+        seed=seed,
+        weight_decay=decay,
+        residual_dropout=0.05,
+    )
     for rate in RATES
-    for seed in (0, 1)
+    for seed, decay in ((0, 0.1), (1, 2.0))
 )
 
 

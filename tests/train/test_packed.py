@@ -176,6 +176,17 @@ def test_dropout_acts_follows_the_seed_and_stays_out_of_evaluation():
     assert one.test_loss_nats == pytest.approx(plain.test_loss_nats, abs=TOLERANCE_NATS)
 
 
+def test_a_mixers_own_dropout_acts_in_training_alone():
+    options: dict[str, Any] = {"learning_rate": 1e-30, "rescale_out_proj": False}
+    dropping, plain = (
+        train(tiny_run(own(name), **options))[0] for name in ("WithDropout", "PreviousToken")
+    )
+    assert abs(losses(dropping)[0] - losses(plain)[0]) > TOLERANCE_NATS
+    assert dropping.test_loss_nats == pytest.approx(plain.test_loss_nats, abs=TOLERANCE_NATS)
+    valid = {line["valid_loss_nats"] for line in dropping.metrics}
+    assert max(valid) - min(valid) < TOLERANCE_NATS
+
+
 @pytest.mark.parametrize("name", ["attention", "base_conv", "hyena", "rwkv4"])
 def test_bf16_trains_close_to_fp32_and_not_equal_to_it(name):
     exact, rounded = (
