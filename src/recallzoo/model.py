@@ -15,6 +15,7 @@ Letters  B batch, T time, D width, V vocabulary, Q queries, C token streams.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -106,6 +107,58 @@ class ModelConfig:
     def layer_mixers(self) -> list[MixerConfig]:
         """The mixer of each layer."""
         return [self.mixers[i % len(self.mixers)] for i in range(self.num_layers)]
+
+
+def place(
+    base: MixerConfig,
+    special: MixerConfig,
+    num_layers: int,
+    *,
+    layers: Sequence[int] | None = None,
+    every: int | None = None,
+    at: Sequence[float] | None = None,
+) -> tuple[MixerConfig, ...]:
+    """The mixers of a hybrid: `special` at some layers, `base` at the others.
+
+    Which ones is said in one of three ways:
+
+        layers   their numbers, from 0; negative ones count from the last, -1
+        every    each so many layers, the last of them: every=4 of 8 layers is layers 3 and 7
+        at       their depths from 0.0, the first layer, to 1.0, the last, rounded to layers
+
+    `layers=()` leaves `base` alone. InvalidConfig for none or several of the ways, a layer that
+    does not exist or is named twice, or depths that fall on one layer.
+    """
+    given = [n for n, v in (("layers", layers), ("every", every), ("at", at)) if v is not None]
+    if len(given) != 1:
+        raise InvalidConfig(
+            f"place() was given {' and '.join(given) or 'no position'}; one of layers, every and "
+            f"at is wanted."
+        )
+    if num_layers < 1:
+        raise InvalidConfig(f"place(): num_layers={num_layers} must be at least 1.")
+    if every is not None:
+        if not 1 <= every <= num_layers:
+            raise InvalidConfig(
+                f"place(): every={every} must be between 1 and num_layers={num_layers}, or no "
+                f"layer would be special."
+            )
+        layers = range(every - 1, num_layers, every)
+    elif at is not None:
+        if not all(0.0 <= depth <= 1.0 for depth in at):
+            raise InvalidConfig(f"place(): at={list(at)} holds a depth outside of [0, 1].")
+        layers = [math.floor(depth * (num_layers - 1) + 0.5) for depth in at]
+    assert layers is not None
+    wrong = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if wrong:
+        raise InvalidConfig(f"place(): there is no layer {wrong[0]} of {num_layers}.")
+    chosen = [layer % num_layers for layer in layers]
+    if len(set(chosen)) < len(chosen):
+        raise InvalidConfig(
+            f"place(): of {num_layers} layers, {sorted(chosen)} are asked for, one of them more "
+            f"than once."
+        )
+    return tuple(special if layer in chosen else base for layer in range(num_layers))
 
 
 def _norm(config: ModelConfig) -> nn.Module:
