@@ -1,0 +1,596 @@
+"""Speed of the packed trainer beside HazyResearch/zoology at dbcb60d, on one device.
+
+    git clone https://github.com/HazyResearch/zoology .peers/zoology
+    git -C .peers/zoology checkout dbcb60d
+    python benchmarks/speed.py --reference .peers/zoology                       all cells
+    python benchmarks/speed.py --reference .peers/zoology --cells 'h3-*' --pack-sizes 4 8 16
+    python benchmarks/speed.py --reference .peers/zoology --cells 'quickstart-*' --device cpu
+    python benchmarks/speed.py --skip-reference --cells h3-512-512 --profile profile.txt
+
+A cell MIXER-LENGTH-WIDTH is one of the paper's Figure 2: the released model of two mixers without
+MLP, 8,192 words, its batch size and dropout. The quickstart's cells have the sizes of `recallzoo
+run quickstart` and the reference's architecture. Both sides train equal architectures on equal
+examples; before a cell is timed, the loss and all gradients of both are compared for equal
+weights, and nothing is timed if they differ.
+
+What is timed. The reference: its `Trainer.train_epoch`, in its float32, over batches that
+already lie on the device (speed-ups are against this); and once more through its own data loader.
+Ours: steps of `Pack.train` between two of its reports, shuffling and drawing included, in the
+precision of the recipe (bfloat16 on a GPU), divided by the runs of the pack. Evaluation,
+compilation and drawing the data set are in neither. Medians of several intervals, after warm-up.
+
+The limit of a cell is the longer of its matrix products at the rate of one large product and of
+its least traffic at the rate of one large copy (limits.py), both measured here.
+"""
+
+import argparse
+import contextlib
+import csv
+import fnmatch
+import gc
+import math
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoology_reference as zoology
+from limits import measured_peaks, step_bytes, step_flops, synchronise
+from zoology_reference import Architecture
+
+from recallzoo.errors import RecallzooError, UserError
+from recallzoo.files import read_json, write_json
+from recallzoo.mixers import MixerConfig, mixer
+from recallzoo.model import LanguageModel, ModelConfig
+from recallzoo.provenance import commit, environment
+from recallzoo.recipes import _figure2 as figure2
+from recallzoo.run import Budget, Optimizer, Precision, Run
+from recallzoo.tasks import Batch, Data, make_split, task
+from recallzoo.train.packed import Pack, PackOptions, Progress, device_name
+
+SIZES = ((64, 64), (64, 512), (128, 128), (256, 128), (512, 64), (512, 512))
+MIXERS = ("attention", "base_conv", "hyena", "h3", "rwkv")
+BASELINES = Path(__file__).parent / "reference_step_times_h200.csv"
+TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
+"""Of parity. float32: sums in another order, partly by FFT. bfloat16: its rounding is 4e-3, over
+two layers."""
+KERNEL_TOLERANCE = 3e-2
+"""Where the reference itself computes in bfloat16: RWKV-4's kernel."""
+STEADY = 0.1
+"""Two successive intervals that differ by less end the warm-up."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison."""
+
+    name: str
+    architecture: Architecture
+    mixers: tuple[MixerConfig, ...]
+    seq_len: int
+    num_pairs: int
+    batch_size: int
+
+    def runs(self, num_runs: int, num_batches: int, precision: Precision) -> list[Run]:
+        """So many runs that differ in learning rate, never evaluate and never end early."""
+        what = self.architecture
+        data = Data.of(
+            task(
+                "mqar",
+                seq_len=self.seq_len,
+                num_pairs=self.num_pairs,
+                vocab_size=what.vocab_size,
+            ),
+            train=num_batches * self.batch_size,
+            valid=64,
+            test=64,
+        )
+        return [
+            Run(
+                data=data,
+                model=ModelConfig(
+                    mixers=self.mixers,
+                    d_model=what.d_model,
+                    state_mixer="identity",
+                    position="learned" if what.num_positions else "none",
+                    embed_dropout=what.embed_dropout,
+                ),
+                optimizer=Optimizer(learning_rate=1e-3 * 0.9**i),
+                budget=Budget(
+                    num_epochs=1000,
+                    evaluate_every=1000,
+                    batch_size=self.batch_size,
+                    stop_accuracy=None,
+                ),
+                precision=precision,
+            )
+            for i in range(num_runs)
+        ]
+
+
+def figure2_cell(name: str, seq_len: int, d_model: int) -> Cell:
+    """A cell of the paper's Figure 2 with two layers."""
+    options: dict[str, Any] = {
+        "attention": {"dropout": figure2.DROPOUT, "num_heads": 1},
+        "base_conv": {"l_max": seq_len, "kernel_size": [3, -1]},
+        "hyena": {"l_max": seq_len},
+        "h3": {"l_max": seq_len, "d_state": seq_len, "head_dim": 2},
+        "rwkv": {"l_max": seq_len},
+    }
+    ours = {"rwkv": "rwkv4"}.get(name, name)
+    return Cell(
+        name=f"{name}-{seq_len}-{d_model}",
+        architecture=Architecture(
+            mixer=name,
+            options=options[name],
+            d_model=d_model,
+            vocab_size=figure2.VOCAB_SIZE,
+            num_positions=seq_len if figure2.position_of(ours) == "learned" else 0,
+            embed_dropout=figure2.DROPOUT,
+        ),
+        mixers=figure2.layer_mixers(ours, seq_len, 2),
+        seq_len=seq_len,
+        num_pairs=figure2.NUM_PAIRS[seq_len],
+        batch_size=figure2.BATCH_SIZES[seq_len],
+    )
+
+
+def quickstart_cell(name: str) -> Cell:
+    """The quickstart's sizes; BaseConv adds its input, as the reference's cannot but do."""
+    ours = {"attention": mixer("attention"), "base_conv": mixer("base_conv", skip=True)}
+    theirs = {"attention": {}, "base_conv": {"l_max": 32, "kernel_size": 3}}
+    return Cell(
+        name=f"quickstart-{name}",
+        architecture=Architecture(
+            mixer=name,
+            options=theirs[name],
+            d_model=64,
+            vocab_size=128,
+            num_positions=32,
+            embed_dropout=0.0,
+        ),
+        mixers=(ours[name],),
+        seq_len=32,
+        num_pairs=4,
+        batch_size=64,
+    )
+
+
+def all_cells() -> list[Cell]:
+    """The quickstart's, then Figure 2's."""
+    return [
+        *(quickstart_cell(name) for name in ("attention", "base_conv")),
+        *(figure2_cell(name, *sizes) for sizes in SIZES for name in MIXERS),
+    ]
+
+
+def choose(patterns: list[str]) -> list[Cell]:
+    """Cells whose name fits a pattern; all of Figure 2 without one."""
+    cells = all_cells()
+    if not patterns:
+        return [cell for cell in cells if not cell.name.startswith("quickstart")]
+    for pattern in patterns:
+        if not fnmatch.filter([cell.name for cell in cells], pattern):
+            raise UserError(
+                f"no cell fits {pattern!r}. There are {', '.join(cell.name for cell in cells)}."
+            )
+    return [cell for cell in cells if any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
+
+
+@contextlib.contextmanager
+def own_memory(device: torch.device) -> Iterator[None]:
+    """Start with the device's memory free, and leave it so."""
+
+    def free() -> None:
+        torch.compiler.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+
+    free()
+    try:
+        yield
+    finally:
+        free()
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """Most memory that tensors took; PyTorch does not count it on the CPU."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, smallest and largest, in milliseconds."""
+    named = {"ms": statistics.median(seconds), "min_ms": min(seconds), "max_ms": max(seconds)}
+    return {name: round(1000 * value, 4) for name, value in named.items()}
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""cpu: seconds of all threads of this process, whatever else the machine does. On one thread that
+is the time by the wall of a machine that does nothing else."""
+
+
+def time_reference(
+    cell: Cell, device: torch.device, options: argparse.Namespace, profile: "Profile | None"
+) -> dict[str, Any]:
+    """Its step with batches on the device, and through its loader."""
+    clock, interval, repeats = CLOCKS[options.clock], options.interval, options.repeats
+    [examples] = make_split(cell.runs(1, 8, "fp32")[0].data, "train", "cpu")
+    loader = zoology.loader_of(examples, cell.batch_size)
+    resident = [(x.to(device), y.to(device), slices) for x, y, slices in loader]
+    training = zoology.Training(zoology.build(cell.architecture, device), device)
+
+    def seconds_a_step(batches: Any, passes: int = 1) -> float:
+        synchronise(device)
+        start = clock()
+        for _ in range(passes):
+            training.run(batches)
+        synchronise(device)
+        return (clock() - start) / (passes * len(batches))
+
+    seconds_a_step(resident[:1])
+    first = seconds_a_step(resident[:1])
+    resident = resident[: max(1, min(len(resident), round(interval / first)))]
+    passes = max(1, round(interval / (first * len(resident))))
+    on_device = [seconds_a_step(resident, passes) for _ in range(repeats)]
+    memory = peak_gib(device)
+    if profile is not None:
+        with profile.recording(f"reference, {cell.name}, {len(resident)} steps", device):
+            seconds_a_step(resident)
+    examples = examples.rows(torch.arange(len(resident) * cell.batch_size))
+    loader = zoology.loader_of(examples, cell.batch_size)
+    through_loader = [seconds_a_step(loader, passes) for _ in range(repeats)]
+    median = statistics.median(on_device)
+    return {
+        "step": spread(on_device),
+        "step_with_its_loader": spread(through_loader),
+        "examples_per_second": round(cell.batch_size / median),
+        "peak_gib": memory,
+    }
+
+
+class Enough(Exception):
+    """Ends a pack's training from within a report."""
+
+
+class Stopwatch:
+    """Told of a pack's progress; measures its steady rate, then raises Enough."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        options: argparse.Namespace,
+        profile: Callable[[], Any] | None,
+    ) -> None:
+        self._device, self._repeats = device, options.repeats
+        self._clock = CLOCKS[options.clock]
+        self._started = time.perf_counter()
+        self._box = options.cell_seconds
+        self._last: tuple[float, int] | None = None
+        self._before: float | None = None
+        self._profile = profile
+        self._recording: Any = None
+        self.warm_up_seconds: float | None = None
+        self.intervals: list[float] = []
+        """Seconds a step of each interval after warm-up."""
+
+    def __call__(self, progress: Progress) -> None:
+        synchronise(self._device)
+        now, elapsed = self._clock(), time.perf_counter() - self._started
+        if self._recording is not None:
+            self._recording.__exit__(None, None, None)
+            raise Enough
+        if self._last is not None and progress.step > self._last[1]:
+            rate = (now - self._last[0]) / (progress.step - self._last[1])
+            if self.warm_up_seconds is not None:
+                self.intervals.append(rate)
+            elif self._before is not None and abs(rate / self._before - 1) < STEADY:
+                self.warm_up_seconds = elapsed
+            self._before = rate
+        if len(self.intervals) >= self._repeats or elapsed > self._box:
+            if self._profile is None or not self.intervals:
+                raise Enough
+            self._recording = self._profile()
+            self._recording.__enter__()
+        self._last = (self._clock(), progress.step)
+
+
+def time_pack(
+    cell: Cell, num_runs: int, device: torch.device, options: argparse.Namespace, profile: Any
+) -> dict[str, Any]:
+    """Our step with this many runs."""
+
+    def record() -> Any:
+        title = f"packed, {cell.name}, {num_runs} runs, {options.interval:g} s"
+        return profile.recording(title, device)
+
+    with own_memory(device):
+        watch = Stopwatch(device, options, None if profile is None else record)
+        try:
+            pack = Pack(
+                cell.runs(num_runs, num_batches(cell, device), options.precision),
+                device,
+                PackOptions(progress_seconds=options.interval, on_progress=watch),
+            )
+            for _ in pack.train():
+                pass
+        except Enough:
+            pass
+        except torch.OutOfMemoryError:
+            return {"runs": num_runs, "failed": "out of memory"}
+        if not watch.intervals:
+            return {"runs": num_runs, "failed": f"not steady within {options.cell_seconds:g} s"}
+        each = [seconds / num_runs for seconds in watch.intervals]
+        assert watch.warm_up_seconds is not None
+        return {
+            "runs": num_runs,
+            "step_of_a_run": spread(each),
+            "examples_per_second": round(cell.batch_size / statistics.median(each)),
+            "peak_gib": peak_gib(device),
+            "warm_up_seconds": round(watch.warm_up_seconds, 1),
+        }
+
+
+def num_batches(cell: Cell, device: torch.device) -> int:
+    """Of an epoch: as many as 100,000 examples have on a GPU, as the quickstart has on a CPU."""
+    return (100_000 if device.type == "cuda" else 16_000) // cell.batch_size
+
+
+def our_model(cell: Cell, device: torch.device) -> tuple[LanguageModel, Batch]:
+    """Our model of a cell, and a few examples."""
+    run = cell.runs(1, 1, "fp32")[0]
+    model = LanguageModel(
+        run.model, vocab_size=run.data.vocab_size, max_seq_len=run.data.max_seq_len
+    ).to(device)
+    [examples] = make_split(run.data, "train", device)
+    return model, examples.rows(torch.arange(8, device=device))
+
+
+def measure(
+    cell: Cell,
+    device: torch.device,
+    options: argparse.Namespace,
+    peaks: dict[str, float],
+    profile: "Profile | None",
+) -> dict[str, Any]:
+    """All numbers of a cell."""
+    what = cell.architecture
+    entry: dict[str, Any] = {
+        "cell": cell.name,
+        "mixer": what.mixer,
+        "seq_len": cell.seq_len,
+        "d_model": what.d_model,
+        "batch_size": cell.batch_size,
+        "commit": commit(),
+        "clock": options.clock,
+        "precision": options.precision,
+    }
+    model, examples = our_model(cell, device)
+    if options.reference is not None:
+        # Without a GPU the kernel is replaced by a loop, which is right but not worth timing.
+        is_kernel = what.mixer == "rwkv" and device.type == "cuda"
+        tolerances = {
+            name: max(value, KERNEL_TOLERANCE * is_kernel) for name, value in TOLERANCES.items()
+        }
+        entry["parity"] = zoology.check_parity(
+            zoology.build(what, device),
+            model,
+            what.mixer,
+            examples,
+            sorted({"fp32", options.precision}),
+            tolerances,
+        )
+        if what.mixer == "rwkv" and device.type != "cuda":
+            entry["reference"] = {"not_timed": "its kernel needs a GPU"}
+        else:
+            with own_memory(device):
+                entry["reference"] = time_reference(cell, device, options, profile)
+    element_bytes = 2 if options.precision == "bf16" else 4
+    flops = step_flops(model, examples, cell.batch_size)
+    moved = step_bytes(model, cell.batch_size, cell.seq_len, element_bytes)
+    del model, examples
+    entry["packs"] = [
+        time_pack(cell, num_runs, device, options, profile) for num_runs in options.pack_sizes
+    ]
+    timed = [pack for pack in entry["packs"] if "step_of_a_run" in pack]
+    if not timed:
+        raise UserError(f"{cell.name}: no pack size could be timed: {entry['packs']}.")
+    best = min(timed, key=lambda pack: pack["step_of_a_run"]["ms"])
+    ms = best["step_of_a_run"]["ms"]
+    by_flops = 1000 * flops / peaks["matrix_product_flops_per_second"]
+    by_bytes = 1000 * moved / peaks["copy_bytes_per_second"]
+    entry |= {
+        "pack_size": best["runs"],
+        "ms_per_run_and_step": ms,
+        "examples_per_second": best["examples_per_second"],
+        "peak_gib": best["peak_gib"],
+        "flops_per_run_and_step": flops,
+        "bytes_per_run_and_step": moved,
+        "limit_ms": round(max(by_flops, by_bytes), 4),
+        "limit_is": "flops" if by_flops > by_bytes else "bytes",
+        "share_of_limit": round(max(by_flops, by_bytes) / ms, 4),
+    }
+    reference = entry.get("reference", {})
+    if "step" in reference:
+        entry["speedup"] = round(reference["step"]["ms"] / ms, 2)
+        entry["speedup_with_its_loader"] = round(reference["step_with_its_loader"]["ms"] / ms, 2)
+    baseline = baselines().get((what.mixer, cell.seq_len, what.d_model))
+    if baseline is not None and "h200" in device_name(device).lower():
+        entry["baseline_ms"] = baseline
+        entry["speedup_over_baseline"] = round(baseline / ms, 2)
+    return entry
+
+
+def baselines() -> dict[tuple[str, int, int], float]:
+    """Earlier step times of the reference on an H200, in milliseconds."""
+    with BASELINES.open() as file:
+        return {
+            (row["mixer"], int(row["seq_len"]), int(row["d_model"])): float(row["ms_per_step"])
+            for row in csv.DictReader(file)
+        }
+
+
+class Profile:
+    """Tables of the kernels that take the most time, in one text file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    @contextlib.contextmanager
+    def recording(self, title: str, device: torch.device) -> Iterator[None]:
+        """Append the table of what happens within."""
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=kinds) as profiler:
+            yield
+            synchronise(device)
+        kind = "cuda" if device.type == "cuda" else "cpu"
+        table = profiler.key_averages().table(
+            sort_by=f"self_{kind}_time_total", row_limit=30, max_name_column_width=90
+        )
+        with self.path.open("a") as file:
+            file.write(f"{title}, commit {commit()}\n{device_name(device)}\n{table}\n\n")
+
+
+def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Geometric mean and smallest speed-up."""
+    out: dict[str, Any] = {}
+    for name, key in (("", "speedup"), ("_over_baseline", "speedup_over_baseline")):
+        found = {cell["cell"]: cell[key] for cell in cells if key in cell}
+        if found:
+            logs = [math.log(value) for value in found.values()]
+            out[f"geomean_speedup{name}"] = round(math.exp(statistics.fmean(logs)), 2)
+            worst = min(found, key=lambda cell: found[cell])
+            out[f"min_speedup{name}"] = found[worst]
+            out[f"worst_cell{name}"] = worst
+    return out
+
+
+def kept(path: Path | None, device: torch.device) -> list[dict[str, Any]]:
+    """Cells of an earlier result. UserError if it came from another device."""
+    if path is None:
+        return []
+    earlier = read_json(path)
+    if earlier["device"] != device_name(device):
+        raise UserError(
+            f"{path} was measured on {earlier['device']}, this is {device_name(device)}: their "
+            f"cells do not belong into one table."
+        )
+    return earlier["cells"]
+
+
+def print_cell(entry: dict[str, Any]) -> None:
+    """One line."""
+    reference = entry.get("reference", {}).get("step", {}).get("ms")
+    theirs = f"reference {reference:.2f} ms, {entry['speedup']:.1f} x; " if reference else ""
+    others = ", ".join(
+        f"{pack['runs']}: {pack.get('failed') or format(pack['step_of_a_run']['ms'], '.3f')}"
+        for pack in entry["packs"]
+    )
+    print(
+        f"{entry['cell']:<22} {theirs}{entry['ms_per_run_and_step']:.3f} ms a run and step "
+        f"({others}), {100 * entry['share_of_limit']:.0f} % of the limit ({entry['limit_is']})",
+        flush=True,
+    )
+
+
+def parsed() -> argparse.Namespace:
+    """The options, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--reference", type=Path, help="a work tree of zoology at dbcb60d")
+    parser.add_argument(
+        "--skip-reference", action="store_true", help="time ours alone, without parity"
+    )
+    parser.add_argument("--cells", nargs="*", default=[], help="names or patterns; all of Figure 2")
+    parser.add_argument("--pack-sizes", type=int, nargs="+", help="4 8 16 on a GPU; 1 3 8 on a CPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="bf16 on a GPU, else fp32")
+    parser.add_argument("--repeats", type=int, default=7, help="intervals; their median counts")
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds of one, at least")
+    parser.add_argument(
+        "--cell-seconds", type=float, default=90.0, help="most seconds for one pack size"
+    )
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy machine, 1 thread"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's default if not given")
+    parser.add_argument("--profile", type=Path, help="write the kernels' times to this file")
+    parser.add_argument("--keep", type=Path, help="carry over other cells of this earlier result")
+    parser.add_argument("--out", type=Path, help="results/speed_DEVICE.json if not given")
+    options = parser.parse_args()
+    if (options.reference is None) != options.skip_reference:
+        parser.error("give either --reference DIR or --skip-reference.")
+    if options.repeats < 1 or options.interval <= 0 or min(options.pack_sizes or [1]) < 1:
+        parser.error("--repeats, --interval and --pack-sizes must be positive.")
+    if options.clock == "cpu" and (options.threads != 1 or options.device != "cpu"):
+        parser.error("--clock cpu needs --threads 1 and --device cpu.")
+    is_gpu = (options.device or "cuda") == "cuda" and torch.cuda.is_available()
+    if options.device == "cuda" and not is_gpu:
+        parser.error("--device cuda: PyTorch sees no GPU here.")
+    options.device = "cuda" if is_gpu else "cpu"
+    options.precision = options.precision or ("bf16" if is_gpu else "fp32")
+    options.pack_sizes = options.pack_sizes or ([4, 8, 16] if is_gpu else [1, 3, 8])
+    return options
+
+
+def main() -> None:
+    """Measure the chosen cells; the result is written anew after each."""
+    options = parsed()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    cells = choose(options.cells)
+    if options.reference is not None:
+        zoology.load(options.reference)
+    short = device_name(device).lower().replace("nvidia", "").split()[0].strip(",")
+    out = options.out or Path("results") / f"speed_{short}.json"
+    profile = Profile(options.profile) if options.profile else None
+    chosen = {cell.name for cell in cells}
+    entries = [entry for entry in kept(options.keep, device) if entry["cell"] not in chosen]
+    peaks = measured_peaks(device, options.precision)
+    for cell in cells:
+        entry = measure(cell, device, options, peaks, profile)
+        entries.append(entry)
+        print_cell(entry)
+        write_json(
+            out,
+            {
+                "command": "python benchmarks/speed.py " + shlex.join(command_line()),
+                "device": device_name(device),
+                "commit": commit(),
+                "reference_commit": zoology.COMMIT if options.reference else None,
+                "environment": environment(),
+                "peaks": {name: float(f"{value:.4g}") for name, value in peaks.items()},
+                **summary(entries),
+                "cells": entries,
+            },
+        )
+    print(*(f"{name}: {value}" for name, value in summary(entries).items()), sep=", ")
+
+
+def command_line() -> list[str]:
+    """The arguments, without the folders of this machine."""
+    return [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RecallzooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
