@@ -1,6 +1,5 @@
 """What a device can do at best, and how much of it a training step needs at least."""
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,9 @@ from recallzoo.model import LanguageModel
 from recallzoo.tasks import Batch
 
 
-def measured_peaks(device: torch.device, precision: str) -> dict[str, float]:
+def measured_peaks(
+    device: torch.device, precision: str, clock: Callable[[], float]
+) -> dict[str, float]:
     """FLOP/s of one square matrix product, and bytes/s, read and written, of one copy: the best
     of several, after a first."""
     is_gpu = device.type == "cuda"
@@ -20,19 +21,19 @@ def measured_peaks(device: torch.device, precision: str) -> dict[str, float]:
     source = torch.empty(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     return {
-        "matrix_product_flops_per_second": 2 * size**3 / _best(lambda: a @ b, device),
-        "copy_bytes_per_second": 2 * num_bytes / _best(lambda: target.copy_(source), device),
+        "matrix_product_flops_per_second": 2 * size**3 / _best(lambda: a @ b, device, clock),
+        "copy_bytes_per_second": 2 * num_bytes / _best(lambda: target.copy_(source), device, clock),
     }
 
 
-def _best(work: Callable[[], object], device: torch.device) -> float:
+def _best(work: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     seconds = []
     for _ in range(8):
         synchronise(device)
-        start = time.perf_counter()
+        start = clock()
         work()
         synchronise(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return min(seconds[1:])
 
 

@@ -562,7 +562,7 @@ def main() -> None:
     profile = Profile(options.profile) if options.profile else None
     chosen = {cell.name for cell in cells}
     entries = [entry for entry in kept(options.keep, device) if entry["cell"] not in chosen]
-    peaks = measured_peaks(device, options.precision)
+    peaks = measured_peaks(device, options.precision, CLOCKS[options.clock])
     for cell in cells:
         entry = measure(cell, device, options, peaks, profile)
         entries.append(entry)
