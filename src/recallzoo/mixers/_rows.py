@@ -61,7 +61,7 @@ def scatter_rows(
 def form_for(q: Float[Tensor, "B H C K"], seq_len: int, drops: bool) -> Form:
     """The form that suits sizes and device."""
     rows, head_dim = q.shape[-2:]
-    if drops or max(rows, seq_len) <= PLAIN_MAX_SEQ_LEN:
+    if drops or max(rows, seq_len) <= PLAIN_MAX_SEQ_LEN or is_mapped(q):
         return "plain"
     return "flex" if can_flex(q, head_dim) else "fused"
 
@@ -109,17 +109,11 @@ def attend_rows(
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
     if q.shape[-2] <= CHUNK:
         return _fused_chunk(q, k, v, positions)
-    again = torch.is_grad_enabled() and not is_mapped(q)
-    chunks = []
-    for part, at in zip(q.split(CHUNK, dim=-2), positions.split(CHUNK, dim=-1), strict=True):
-        chunk = (
-            checkpoint(_fused_chunk, part, k, v, at, use_reentrant=False)
-            if again
-            else _fused_chunk(part, k, v, at)
-        )
-        assert isinstance(chunk, Tensor)
-        chunks.append(chunk)
-    return torch.cat(chunks, dim=-2)
+    chunks = [
+        checkpoint(_fused_chunk, part, k, v, at, use_reentrant=False)
+        for part, at in zip(q.split(CHUNK, dim=-2), positions.split(CHUNK, dim=-1), strict=True)
+    ]
+    return torch.cat(chunks, dim=-2)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _fused_chunk(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
