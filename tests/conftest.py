@@ -14,3 +14,4 @@ settings.register_profile(
 )
 settings.load_profile("default")
 torch.set_num_threads(1)
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined

@@ -119,10 +119,15 @@ def _repeats_earlier(values: Int[Tensor, "B n"]) -> Bool[Tensor, "B n"]:
 
 
 def _mix32(x: Tensor) -> Tensor:
-    mask = 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
-    return x ^ (x >> 16)
+    """lowbias32 on the bits of an int32 tensor, whose products wrap around."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _signed32(0x846CA68B)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def _signed32(bits: int) -> int:
+    """The number that has these 32 bits as int32."""
+    return ((bits & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 def dropout(
@@ -136,21 +141,22 @@ def dropout(
     if rate == 0.0:
         return x
     bits = _bits32(x, key, site)
-    keep = bits >= int(rate * 2**32)
+    # compared without sign: flipping the top bit of both sides keeps their order
+    keep = (bits ^ _signed32(0x80000000)) >= int(rate * 2**32) - 0x80000000
     return torch.where(keep, x / (1.0 - rate), torch.zeros_like(x))
 
 
 def uniform(x: Float[Tensor, "*S"], key: Int[Tensor, ""], site: int) -> Float[Tensor, "*S"]:
     """Uniform float32 in the open interval (0, 1), 23 bits, in the shape of `x`: a function of
     key, site and index as in `dropout`."""
-    return ((_bits32(x, key, site) >> 9).float() + 0.5) * 2.0**-23
+    return (((_bits32(x, key, site) >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
 
 
 def _bits32(x: Tensor, key: Tensor, site: int) -> Tensor:
-    """32 random bits for each element of `x`, as int64."""
-    index = torch.arange(x.numel(), dtype=torch.int64, device=x.device).view(x.shape)
-    return _mix32(
-        _mix32((index + key) & 0xFFFFFFFF)
-        ^ ((key >> 32) & 0xFFFFFFFF)
-        ^ (site * 0x9E3779B1 & 0xFFFFFFFF)
+    """32 random bits for each element of `x`, as int32: half the work of int64 on a GPU."""
+    index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    low, high = (
+        (((part & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000).to(torch.int32)
+        for part in (key, key >> 32)
     )
+    return _mix32(_mix32(index + low) ^ high ^ _signed32(site * 0x9E3779B1))

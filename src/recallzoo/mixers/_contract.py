@@ -13,6 +13,8 @@ is the number of elements that `step` carries in its cache, counted, never decla
 Letters   B batch, T time, D width (d_model), H heads, K key width or filter taps.
 """
 
+import functools
+import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -166,10 +168,21 @@ class Mixer(nn.Module):
         return cls.step is not Mixer.step and cls.init_cache is not Mixer.init_cache
 
 
+@functools.cache
+def has_triton() -> bool:
+    """Whether kernels of our own can be compiled for CUDA."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def select_positions(
     x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"]
 ) -> Float[Tensor, "B Q D"]:
     """Row b of the result holds x[b, positions[b]]."""
+    if x.is_cuda and x.dtype == torch.bfloat16:
+        # A product with one 1 a row is exact, and its gradient is a product as well, where that
+        # of `gather` fills a tensor with zeros and adds to it atomically.
+        chosen = positions[:, :, None] == torch.arange(x.shape[1], device=x.device)
+        return chosen.to(x.dtype) @ x
     return torch.gather(x, 1, positions[:, :, None].expand(-1, -1, x.shape[-1]))
 
 

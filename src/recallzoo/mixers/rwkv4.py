@@ -17,7 +17,7 @@ Differs  The reference computes wkv in a CUDA kernel. It sets its matrices aside
          there.
 State    conv: the input before, D. matrix: numerator, denominator and their common exponent,
          3 D.
-Cost     O(B T D (D + RADIX)): see `_decayed_sums`.
+Cost     O(B T D (D + RADIX)): see `_decayed_sums`. With Triton on CUDA wkv is a scan in registers.
 Letters  B batch, T time, D width, N blocks.
 """
 
@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue
+from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, has_triton
 
 RADIX = 4
 """Positions that are summed directly; longer stretches are sums of sums."""
@@ -97,23 +97,21 @@ class RWKV4(Mixer):
     def _project(
         self, x: Float[Tensor, "*S D"], before: Float[Tensor, "*S D"]
     ) -> tuple[Float[Tensor, "*S D"], Float[Tensor, "*S D"], Float[Tensor, "*S D"]]:
-        """Keys and values in float32, and the gate, from each input and the one before it."""
+        """Keys, values and the gate, from each input and the one before it."""
         k = self.key(before + (x - before) * self.time_mix_k)
         v = self.value(before + (x - before) * self.time_mix_v)
         r = self.receptance(before + (x - before) * self.time_mix_r)
-        return k.float(), v.float(), torch.sigmoid(r)
+        return k, v, torch.sigmoid(r)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
         k, v, gate = self._project(x, _one_later(x, 0.0))
-        decay = self.time_decay.float().exp()
-        exponent, total, weight = _decayed_sums(k, v, None, decay)
-        wkv = _with_current(
-            _one_later(exponent, EMPTY),
-            _one_later(total, 0.0),
-            _one_later(weight, 0.0),
-            k + self.time_first.float(),
-            v,
-        )
+        decay, first = self.time_decay.float().exp(), self.time_first.float()
+        if k.is_cuda and has_triton():
+            from recallzoo.mixers._wkv4 import wkv4
+
+            wkv = wkv4(k, v, decay[None], first[None])
+        else:
+            wkv = weighted_mean(k.float(), v.float(), decay, first)
         return self.output(gate * wkv.to(gate.dtype))
 
     def init_cache(self, batch_size: int) -> Cache:
@@ -132,6 +130,7 @@ class RWKV4(Mixer):
         assert isinstance(before, Tensor)
         assert isinstance(state, Tensor)
         k, v, gate = self._project(x_t, before)
+        k, v = k.float(), v.float()
         exponent, total, weight = state.unbind(1)
         wkv = _with_current(exponent, total, weight, k + self.time_first.float(), v)
         decayed = exponent - self.time_decay.float().exp()
@@ -139,6 +138,23 @@ class RWKV4(Mixer):
         keep, add = torch.exp(decayed - exponent), torch.exp(k - exponent)
         state = torch.stack([exponent, keep * total + add * v, keep * weight + add], dim=1)
         return self.output(gate * wkv.to(gate.dtype)), {"conv": x_t, "matrix": state}
+
+
+def weighted_mean(
+    k: Float[Tensor, "B T D"],
+    v: Float[Tensor, "B T D"],
+    decay: Float[Tensor, "D"],
+    first: Float[Tensor, "D"],
+) -> Float[Tensor, "B T D"]:
+    """wkv of all positions at once, in PyTorch; on CUDA `_wkv4` scans instead."""
+    exponent, total, weight = _decayed_sums(k, v, None, decay)
+    return _with_current(
+        _one_later(exponent, EMPTY),
+        _one_later(total, 0.0),
+        _one_later(weight, 0.0),
+        k + first,
+        v,
+    )
 
 
 def _one_later(x: Float[Tensor, "*S T D"], first: float) -> Float[Tensor, "*S T D"]:

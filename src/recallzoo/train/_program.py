@@ -3,6 +3,9 @@
     losses[r] = mean cross-entropy at the query positions of run r's own batch
     gradients = d sum_r losses[r] / d parameters        (each run's own: losses are independent)
 
+The model between embedding and head is mapped over runs by `vmap` and differentiated by PyTorch;
+embedding and head, whose gradients are known, are computed for all runs by `_vocabulary`.
+
 All state lives on the device and a step never asks the host for anything, so on CUDA the whole
 step (drawing the batch, forward, backward, AdamW) is captured once and replayed.
 
@@ -15,31 +18,46 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from recallzoo.mixers import Context
+from recallzoo.model import LanguageModel
 from recallzoo.random import mix64, permutation, seed_of
 from recallzoo.run import Run
 from recallzoo.tasks import Batch
 from recallzoo.train._adamw import PackedAdamW
 from recallzoo.train._stack import Stack, Tensors
+from recallzoo.train._vocabulary import (
+    add_gradient,
+    look_up,
+    loss_and_gradients,
+    losses_and_words,
+)
 
-EVALUATION_LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**32}
-"""Most memory that the logits of one evaluation batch may take."""
+EMBEDDING = "embedding.tokens.weight"
+HEAD = "head.weight"
+EVALUATION_HIDDEN_BYTES = {"cpu": 2**26, "cuda": 2**31}
+"""Most memory that the residual stream of one evaluation batch may take, over all runs."""
 
 
-class _Loss(nn.Module):
-    """The loss as a module's forward, which is what `functional_call` can call."""
+class _Trunk(nn.Module):
+    """A model between embedding and head as a module's forward, which is what `functional_call`
+    can call."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        loss: Callable[..., Tensor] = self.model.loss  # pyright: ignore[reportAssignmentType]
-        return loss(*inputs)
+    def forward(
+        self, vectors: Tensor, tokens: Tensor, positions: Tensor, dropout_key: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The hidden states at `positions`, and the sum of the mixers' auxiliary losses."""
+        context = Context(tokens=tokens, dropout_key=dropout_key)
+        hidden = self.model.mix(vectors, positions, context)
+        zero = torch.zeros((), device=vectors.device)
+        return hidden, sum(context.losses.values(), zero)
 
 
 class Program:
@@ -63,8 +81,10 @@ class Program:
         self.num_batches = [len(segment) // self.batch_size for segment in train]
         self._train = train
         self._compiled = compiled
-        self._loss = _Loss(stack.skeleton)
-        self._evaluating = copy.deepcopy(stack.skeleton).eval()
+        self._training = _Trunk(stack.skeleton)
+        self._evaluating = _Trunk(copy.deepcopy(stack.skeleton).eval())
+        self._dtype = torch.bfloat16 if runs[0].precision == "bf16" else torch.float32
+        self._head = HEAD if HEAD in stack.parameters else EMBEDDING
         self._seeds = self._per_run([seed_of("dropout", run.seed) for run in runs])
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.loss_sum = torch.zeros(len(runs), device=device)
@@ -81,39 +101,34 @@ class Program:
 
     def _build(self) -> None:
         """(Re)make what depends on the number of runs."""
-        self._losses: Callable[..., Tensor] = (
-            torch.compile(self._losses_of, dynamic=False) if self._compiled else self._losses_of
+        self._trunk: Callable[..., tuple[Tensor, Tensor]] = (
+            torch.compile(self._mapped_trunk, dynamic=False)
+            if self._compiled
+            else self._mapped_trunk
         )
         self._update: Callable[..., None] = (
             torch.compile(self.adamw.update, dynamic=False) if self._compiled else self.adamw.update
         )
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
 
-    def _losses_of(
+    def _mapped_trunk(
         self,
         parameters: Tensors,
+        vectors: Float[Tensor, "R B T *C E"],
         tokens: Int[Tensor, "R B T *C"],
-        query_positions: Int[Tensor, "R B Q"],
-        answers: Int[Tensor, "R B Q"],
+        positions: Int[Tensor, "R B Q"],
         dropout_keys: Int[Tensor, "R"],
-    ) -> Float[Tensor, "R"]:
-        def loss_of_run(parameters, buffers, *inputs):
-            return functional_call(
-                self._loss,
-                (
-                    {f"model.{n}": p for n, p in parameters.items()},
-                    {f"model.{n}": b for n, b in buffers.items()},
-                ),
-                inputs,
-            )
+    ) -> tuple[Float[Tensor, "R B Q D"], Float[Tensor, "R"]]:
+        def of_run(parameters: Tensors, buffers: Tensors, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            return functional_call(self._training, _named(parameters, buffers), inputs)
 
         with self._arithmetic():
-            return vmap(loss_of_run, randomness="different")(
-                parameters, self.stack.buffers, tokens, query_positions, answers, dropout_keys
+            return vmap(of_run, randomness="different")(
+                parameters, self.stack.buffers, vectors, tokens, positions, dropout_keys
             )
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        if self.runs[0].precision == "bf16":
+        if self._dtype == torch.bfloat16:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
@@ -148,21 +163,42 @@ class Program:
         index = self._orders[segment].index_select(1, self._cursor.view(1)).squeeze(1)
         data = self._train[segment]
         keys = mix64(self._seeds + self.step * 0x9E3779B97F4A7C1)
-        parameters = {n: p.detach().requires_grad_() for n, p in self.stack.parameters.items()}
-        losses = self._losses(
-            parameters, data.tokens[index], data.query_positions[index], data.answers[index], keys
+        losses, gradients = self._losses_and_gradients(
+            data.tokens[index], data.query_positions[index], data.answers[index], keys
         )
-        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-        given = {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(parameters.items(), gradients, strict=True)
-        }
-        self._update(self.stack.parameters, given, self.step)
-        losses = losses.detach()
+        self._update(self.stack.parameters, gradients, self.step)
         bad = ~torch.isfinite(losses) & (self.first_bad_step < 0)
         self.first_bad_step.copy_(torch.where(bad, self.step, self.first_bad_step))
         self.loss_sum.add_(losses)
         self.step.add_(1)
+
+    def _losses_and_gradients(
+        self,
+        tokens: Int[Tensor, "R B T *C"],
+        positions: Int[Tensor, "R B Q"],
+        answers: Int[Tensor, "R B Q"],
+        dropout_keys: Int[Tensor, "R"],
+    ) -> tuple[Float[Tensor, "R"], Tensors]:
+        """Cross-entropy of each run, and the gradients of it plus the auxiliary losses."""
+        weights = self.stack.parameters
+        outside = {EMBEDDING, self._head}
+        inside = {n: p.detach().requires_grad_() for n, p in weights.items() if n not in outside}
+        vectors = look_up(weights[EMBEDDING], tokens, self._dtype).requires_grad_()
+        hidden, auxiliary = self._trunk(inside, vectors, tokens, positions, dropout_keys)
+        losses, d_hidden, d_head = loss_and_gradients(
+            hidden.detach().flatten(1, 2), weights[self._head], answers.flatten(1)
+        )
+        outputs, given = [hidden], [d_hidden.view_as(hidden)]
+        if auxiliary.requires_grad:
+            outputs, given = [*outputs, auxiliary], [*given, torch.ones_like(auxiliary)]
+        d_vectors, *rest = torch.autograd.grad(
+            outputs, [vectors, *inside.values()], given, allow_unused=True, materialize_grads=True
+        )
+        gradients = dict(zip(inside, rest, strict=True)) | {self._head: d_head}
+        if self._head != EMBEDDING:
+            gradients[EMBEDDING] = torch.zeros_like(weights[EMBEDDING])
+        add_gradient(tokens, d_vectors, gradients[EMBEDDING])
+        return losses, gradients
 
     def _replay(self, key: Any, function: Callable[[], None]) -> None:
         """Run `function` through a CUDA graph, captured on first use."""
@@ -202,30 +238,35 @@ class Program:
         correct, num_queries = [], 0
         for batch in batches:
             parts = []
-            for rows in torch.arange(len(batch), device=self.device).split(
-                self._rows_at_once(batch)
-            ):
-                loss, right = self._evaluate(batch.rows(rows))
-                loss_sum += loss.double()
+            indices = torch.arange(len(batch), device=self.device)
+            for rows in indices.split(self._rows_at_once(batch)):
+                losses, right = self._evaluate(batch.rows(rows))
+                loss_sum += losses.double().sum((1, 2))
                 parts.append(right)
             correct.append(torch.cat(parts, dim=1))
             num_queries += batch.answers.numel()
         return loss_sum / num_queries, correct
 
     def _rows_at_once(self, batch: Batch) -> int:
-        vocab_size = self.runs[0].data.vocab_size
-        row_bytes = 4 * len(self.runs) * batch.answers.shape[1] * vocab_size
-        return max(1, min(len(batch), EVALUATION_LOGIT_BYTES[self.device.type] // row_bytes))
+        width, seq_len = self.stack.skeleton.config.d_model, batch.tokens.shape[1]
+        row_bytes = 4 * len(self.runs) * seq_len * max(width, seq_len)
+        return max(1, min(len(batch), EVALUATION_HIDDEN_BYTES[self.device.type] // row_bytes))
 
-    def _evaluate(self, batch: Batch) -> tuple[Float[Tensor, "R"], Bool[Tensor, "R B Q"]]:
-        def of_run(parameters, buffers):
-            inputs = (batch.tokens, batch.query_positions)
-            logits = functional_call(self._evaluating, (parameters, buffers), inputs).float()
-            loss = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), reduction="sum")
-            return loss, logits.argmax(-1) == batch.answers
+    def _evaluate(self, batch: Batch) -> tuple[Float[Tensor, "R B Q"], Bool[Tensor, "R B Q"]]:
+        def of_run(parameters: Tensors, buffers: Tensors, vectors: Tensor) -> Tensor:
+            inputs = (vectors, batch.tokens, batch.query_positions, None)
+            return functional_call(self._evaluating, _named(parameters, buffers), inputs)[0]
 
+        weights = self.stack.parameters
+        tokens = batch.tokens.expand(len(self.runs), *batch.tokens.shape)
+        vectors = look_up(weights[EMBEDDING], tokens, self._dtype)
         with self._arithmetic():
-            return vmap(of_run)(self.stack.parameters, self.stack.buffers)
+            hidden = vmap(of_run)(weights, self.stack.buffers, vectors)
+        answers = batch.answers.expand(len(self.runs), *batch.answers.shape)
+        losses, words = losses_and_words(
+            hidden.flatten(1, 2), weights[self._head], answers.flatten(1)
+        )
+        return losses.view(answers.shape), words.view(answers.shape) == answers
 
     def keep(self, positions: list[int]) -> None:
         """Drop all runs but those at `positions`."""
@@ -256,3 +297,11 @@ class Program:
         """Go on from a checkpoint of the same runs."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+
+
+def _named(parameters: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
+    """The names that a model's tensors have within `_Trunk`."""
+    return (
+        {f"model.{name}": tensor for name, tensor in parameters.items()},
+        {f"model.{name}": tensor for name, tensor in buffers.items()},
+    )

@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recallzoo.errors import ContractViolation
 from recallzoo.mixers import ParameterRule
@@ -24,7 +24,7 @@ class Stack:
     """The parameters and buffers of R models, [R, ...] each, and a model without weights of
     its own through which `torch.func.functional_call` computes."""
 
-    skeleton: nn.Module
+    skeleton: LanguageModel
     parameters: Tensors
     buffers: Tensors
     rules: dict[str, ParameterRule]
@@ -73,6 +73,6 @@ def stack_models(runs: list[Run], device: torch.device) -> Stack:
     return Stack(_without_weights(first), parameters, buffers, rules, num_parameters)
 
 
-def _without_weights(model: nn.Module) -> nn.Module:
+def _without_weights(model: LanguageModel) -> LanguageModel:
     """A copy on the meta device, so that nobody can compute with stale weights unnoticed."""
     return copy.deepcopy(model).to("meta")

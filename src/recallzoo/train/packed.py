@@ -8,6 +8,8 @@ A run's data order, initialisation and dropout follow from its own seed, so its 
 depend on which runs it is packed with, beyond the rounding of batched products.
 """
 
+import contextlib
+import copy
 import json
 import math
 import time
@@ -27,7 +29,7 @@ from recallzoo.files import atomic_file
 from recallzoo.provenance import environment
 from recallzoo.result import Result, SliceRow, Status
 from recallzoo.run import Run
-from recallzoo.tasks import make_split
+from recallzoo.tasks import make_splits
 from recallzoo.train._adamw import PackedAdamW
 from recallzoo.train._program import Program
 from recallzoo.train._stack import build_model, stack_models
@@ -88,9 +90,8 @@ class Pack:
         self._seconds_before = 0.0
 
         data = runs[0].data
-        self._train = make_split(data, "train", self.device)
-        self._valid = make_split(data, "valid", self.device)
-        self._test = make_split(data, "test", self.device)
+        splits = make_splits(data, self.device)
+        self._train, self._valid, self._test = splits["train"], splits["valid"], splits["test"]
         self.budget = runs[0].budget
         self.steps_per_epoch = sum(len(b) // self.budget.batch_size for b in self._train)
         self.num_steps = self.steps_per_epoch * self.budget.num_epochs
@@ -312,7 +313,13 @@ def _finite(value: float) -> float | None:
 
 
 def _state_size(run: Run) -> dict[str, int]:
+    """State after the longest sequence, by kind; empty without a recurrent form."""
+    model, seq_len = build_model(run), run.data.max_seq_len
+    # Sizes follow from shapes, so nothing needs to be computed, unless a mixer of the user's own
+    # looks at values.
+    with contextlib.suppress(Exception):
+        return copy.deepcopy(model).to("meta").state_size(seq_len)
     try:
-        return build_model(run).state_size(run.data.max_seq_len)
+        return model.state_size(seq_len)
     except (AttributeError, NotImplementedError):
         return {}
