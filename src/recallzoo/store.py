@@ -2,19 +2,21 @@
 
     DIR/
       store.json                 format version
+      commands.json              the command lines that trained here, in order
       runs/<hash>/               one finished run, written at once; present means whole
         result.json              config, outcome, provenance
         metrics.jsonl            one line a look at the validation set
         rows.parquet             test accuracy by slice: slice, value, correct, total
       packs/<hash>/              runs in training together
         pack.json                which
-        checkpoint/              where they are: state.json, tensors.safetensors
+        checkpoint.safetensors   where they are
 
 A run is never half there: its folder appears by one rename. The result table is derived from
 `runs/` and can be rebuilt at any time. Nothing here imports torch.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +29,7 @@ from recallzoo.files import atomic_file, atomic_folder, read_json, remove_leftov
 from recallzoo.result import Result, SliceRow
 
 STORE_VERSION = 1
+ROWS_SCHEMA = {"slice": pl.String, "value": pl.Int64, "correct": pl.Int64, "total": pl.Int64}
 
 
 class Store:
@@ -74,16 +77,19 @@ class Store:
 
     def write(self, result: Result) -> None:
         """Store a finished run, all of it or nothing. One already there is kept."""
+        target = self.folder / "runs" / result.hash
         if self.has(result.hash):
             return
+        if target.is_dir():
+            # Folders appear whole, so this one was damaged later; in its place ours would be lost.
+            shutil.rmtree(target, ignore_errors=True)
         content = asdict(result)
         metrics, rows = content.pop("metrics"), content.pop("rows")
-        schema = {"slice": pl.String, "value": pl.Int64, "correct": pl.Int64, "total": pl.Int64}
-        with atomic_folder(self.folder / "runs" / result.hash) as folder:
+        with atomic_folder(target) as folder:
             (folder / "metrics.jsonl").write_text(
                 "".join(json.dumps(line, allow_nan=False) + "\n" for line in metrics)
             )
-            pl.DataFrame(rows, schema=schema).write_parquet(folder / "rows.parquet")
+            pl.DataFrame(rows, schema=ROWS_SCHEMA).write_parquet(folder / "rows.parquet")
             write_json(folder / "result.json", content)
 
     def hashes(self) -> list[str]:
@@ -103,10 +109,14 @@ class Store:
                 rows=[SliceRow(**row) for row in rows.iter_rows(named=True)],
             )
         except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
-            raise StoreError(
-                f"run {run_hash} in {self.folder} is damaged ({type(error).__name__}: {error}). "
-                f"Delete {folder} and run the recipe again: only this run is repeated."
-            ) from error
+            raise self._damaged(run_hash, error) from error
+
+    def _damaged(self, run_hash: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"run {run_hash} in {self.folder} is damaged ({type(error).__name__}: {error}). "
+            f"Delete {self.folder / 'runs' / run_hash} and run the recipe again: only this run is "
+            f"repeated."
+        )
 
     def results(self) -> Iterator[Result]:
         """All finished runs, by hash."""
@@ -134,13 +144,28 @@ class Store:
 
     def slices(self) -> pl.DataFrame:
         """One row a run and slice value: hash, slice, value, correct, total."""
-        frames = [
-            pl.read_parquet(self.folder / "runs" / h / "rows.parquet").select(
-                pl.lit(h).alias("hash"), pl.all()
-            )
-            for h in self.hashes()
-        ]
-        return pl.concat(frames) if frames else pl.DataFrame()
+        frames = [pl.DataFrame(schema={"hash": pl.String, **ROWS_SCHEMA})]
+        for run_hash in self.hashes():
+            try:
+                rows = pl.read_parquet(self.folder / "runs" / run_hash / "rows.parquet")
+                frames.append(rows.select(pl.lit(run_hash).alias("hash"), *ROWS_SCHEMA))
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise self._damaged(run_hash, error) from error
+        return pl.concat(frames)
+
+    def add_command(self, command: str) -> None:
+        """Remember a command line that trains into this folder; one known already stays."""
+        known = self.commands()
+        if command not in known:
+            write_json(self.folder / "commands.json", [*known, command])
+
+    def commands(self) -> list[str]:
+        """The command lines that trained into this folder, oldest first."""
+        path = self.folder / "commands.json"
+        content = read_json(path) if path.exists() else []
+        if not (isinstance(content, list) and all(isinstance(line, str) for line in content)):
+            raise StoreError(f"{path} is damaged. Delete it: the results do not need it.")
+        return content
 
     def write_table(self) -> Path:
         """Write `table.parquet`, the derived table of all runs, and return its path."""

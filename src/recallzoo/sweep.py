@@ -47,6 +47,10 @@ class SweepOptions:
     checkpoint_seconds: float = 60.0
     """Time between checkpoints of a pack."""
 
+    def __post_init__(self) -> None:
+        if self.max_pack_size is not None and self.max_pack_size < 1:
+            raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")
+
 
 @dataclass
 class _Plan:
@@ -91,6 +95,8 @@ def sweep(
         plan = _make_plan(runs, store, device, options.max_pack_size)
         num_finished = sum(store.has(run.hash) for run in runs)
         watcher.sweep_started(len(runs), num_finished, len(plan.packs))
+        for message in _split_groups(plan.packs):
+            watcher.warned(message)
         number, waiting = 0, list(plan.packs)
         while waiting:
             name, members = waiting.pop(0)
@@ -135,17 +141,20 @@ def _train_pack(
 def _halve(
     name: str, members: list[Run], store: Store, watcher: Watcher
 ) -> list[tuple[str, list[Run]]]:
-    """Two packs in place of one that did not fit into memory."""
+    """Smaller packs in place of one that did not fit into memory, without its finished runs."""
+    members = [run for run in members if not store.has(run.hash)]
     if len(members) == 1:
         raise UserError(
             f"run {members[0].hash} ({members[0].model_label}) does not fit into the device's "
             f"memory even alone. Lower budget.batch_size or the model's size."
         )
     torch.cuda.empty_cache()
-    half = len(members) // 2
-    watcher.warned(f"out of memory with {len(members)} runs in a pack; going on with {half}.")
+    parts = _cut(members, (len(members) + 1) // 2)
+    watcher.warned(
+        f"out of memory with {len(members)} runs in a pack; going on with {len(parts[0])}."
+    )
     shutil.rmtree(store.folder / "packs" / name, ignore_errors=True)
-    return [_record_pack(part, store) for part in (members[:half], members[half:])]
+    return [_record_pack(part, store) for part in parts]
 
 
 def _make_plan(
@@ -154,6 +163,9 @@ def _make_plan(
     by_hash = {run.hash: run for run in runs}
     waiting = {h: run for h, run in by_hash.items() if not store.has(h)}
     plan = _Plan()
+    for folder in (store.folder / "packs").glob("[!.]*/"):
+        if not (folder / "pack.json").exists():  # killed while it was being removed
+            shutil.rmtree(folder, ignore_errors=True)
     for record in sorted((store.folder / "packs").glob("[!.]*/pack.json")):
         members = read_json(record)
         if not (isinstance(members, list) and all(isinstance(h, str) for h in members)):
@@ -166,14 +178,50 @@ def _make_plan(
                 waiting.pop(h, None)
         else:
             shutil.rmtree(record.parent, ignore_errors=True)
-    by_shape: dict[str, list[Run]] = {}
-    for run in waiting.values():
-        by_shape.setdefault(run.pack_key, []).append(run)
-    for members in by_shape.values():
-        size = max_pack_size or runs_that_fit(members[0], device)
-        for start in range(0, len(members), size):
-            plan.packs.append(_record_pack(members[start : start + size], store))
+    for members in packs_of(list(waiting.values()), device, max_pack_size):
+        plan.packs.append(_record_pack(members, store))
     return plan
+
+
+def packs_of(runs: list[Run], device: torch.device, max_pack_size: int | None) -> list[list[Run]]:
+    """Runs sorted into packs of equal shape, of a size that is expected to fit into memory."""
+    by_shape: dict[str, list[Run]] = {}
+    for run in runs:
+        by_shape.setdefault(run.pack_key, []).append(run)
+    return [
+        pack
+        for members in by_shape.values()
+        for pack in _cut(members, max_pack_size or runs_that_fit(members[0], device))
+    ]
+
+
+def _cut(members: list[Run], size: int) -> list[list[Run]]:
+    """Packs of at most `size` runs. Runs that stop as a group stay together unless they are more
+    than that."""
+    groups: dict[str, list[Run]] = {}
+    for run in members:
+        key = run.group_key if run.budget.stop_group else run.hash
+        groups.setdefault(key, []).append(run)
+    packs: list[list[Run]] = [[]]
+    for group in groups.values():
+        if packs[-1] and len(packs[-1]) + len(group) > size:
+            packs.append([])
+        for run in group:
+            if len(packs[-1]) == size:
+                packs.append([])
+            packs[-1].append(run)
+    return packs
+
+
+def _split_groups(packs: list[tuple[str, list[Run]]]) -> list[str]:
+    """What to say of groups that were to stop together and are in several packs."""
+    places: dict[str, set[int]] = {}
+    for number, (_, members) in enumerate(packs):
+        for run in members:
+            if run.budget.stop_group:
+                places.setdefault(run.group_key, set()).add(number)
+    split = sum(len(numbers) > 1 for numbers in places.values())
+    return [f"{split} groups do not fit into one pack: their parts stop apart."] if split else []
 
 
 def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:

@@ -23,6 +23,7 @@ examples:
 import dataclasses
 import inspect
 import math
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,8 @@ def main(argv: list[str]) -> int:
         from recallzoo.cli._user_mixer import check
 
         reports = check(options.mixer, runs)
-    results = _train(runs, folder, options, reports)
+    command = shlex.join(["recallzoo", "run", *argv])
+    results = _train(runs, folder, options, reports, command)
     _print_outcome(results, folder)
     if options.mixer:
         from recallzoo.cli._verdict import print_verdict
@@ -198,7 +200,11 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
 
 
 def _train(
-    runs: "list[Run]", folder: Path, options: RunOptions, reports: dict[str, dict[str, Any]]
+    runs: "list[Run]",
+    folder: Path,
+    options: RunOptions,
+    reports: dict[str, dict[str, Any]],
+    command: str,
 ) -> "list[Result]":
     from recallzoo.cli._progress import SweepProgress
     from recallzoo.files import write_json
@@ -208,6 +214,7 @@ def _train(
     store = Store(folder)
     for _ in store.results():
         pass  # a damaged run is reported before hours of training, not after
+    store.add_command(command)
     for name, report in reports.items():
         write_json(store.folder / "contracts" / f"{name}.json", report)
     progress = SweepProgress()
@@ -229,19 +236,13 @@ def _print_outcome(results: "list[Result]", folder: Path) -> None:
 def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     """What would be trained, and together with what."""
     from recallzoo.store import Store
-    from recallzoo.sweep import choose_device, refuse_duplicates, runs_that_fit
+    from recallzoo.sweep import choose_device, packs_of, refuse_duplicates
 
     refuse_duplicates(runs)
     device = choose_device(options.device)
     store = Store(folder, create=False) if folder.exists() else None
     waiting = [run for run in runs if store is None or not store.has(run.hash)]
-    by_shape: dict[str, list[Run]] = {}
-    for run in waiting:
-        by_shape.setdefault(run.pack_key, []).append(run)
-    packs = []
-    for members in by_shape.values():
-        size = options.max_pack_size or runs_that_fit(members[0], device)
-        packs += [members[start : start + size] for start in range(0, len(members), size)]
+    packs = packs_of(waiting, device, options.max_pack_size)
     print(
         f"{len(runs)} runs, {len(runs) - len(waiting)} finished in {folder}, {len(waiting)} to "
         f"train on {device} in {len(packs)} packs"
