@@ -6,6 +6,9 @@ before the block changes that:
 
     <!-- docs: parse -->    only its options are checked: the command needs a GPU, or minutes
     <!-- docs: exit 2 -->   it is expected to fail with this exit code
+
+A fenced `python` block whose first line is a comment with a file's name, as `# my_mixer.py`, is
+written to that file for the commands after it.
 """
 
 import re
@@ -20,9 +23,10 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")) if p.exists()]
 BLOCK = re.compile(
-    r"(?:^<!-- docs: (?P<marker>[^>]*?) -->\n+)?^```(?P<kind>sh|console)\n(?P<body>.*?)^```",
+    r"(?:^<!-- docs: (?P<marker>[^>]*?) -->\n+)?^```(?P<kind>sh|console|python)\n(?P<body>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
+FILE_NAME = re.compile(r"# (\w+\.py)\n")
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,22 @@ class Command:
     exit_code: int
 
 
-def commands_of(text: str) -> list[Command]:
-    """The commands in a page's fenced blocks. ValueError for an unknown marker."""
-    found = []
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a page shows."""
+
+    name: str
+    text: str
+
+
+def steps_of(text: str) -> list[Command | SourceFile]:
+    """The commands and files in a page's fenced blocks. ValueError for an unknown marker."""
+    found: list[Command | SourceFile] = []
     for block in BLOCK.finditer(text):
+        if block["kind"] == "python":
+            if name := FILE_NAME.match(block["body"]):
+                found.append(SourceFile(name[1], block["body"]))
+            continue
         marker = block["marker"] or ""
         known = re.fullmatch(r"(parse)?|exit (\d+)", marker)
         if known is None:
@@ -70,7 +86,10 @@ def _to_run(command: Command) -> tuple[list[str], Path | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_work(page, tmp_path):
-    for command in commands_of(page.read_text(encoding="utf-8")):
+    for command in steps_of(page.read_text(encoding="utf-8")):
+        if isinstance(command, SourceFile):
+            (tmp_path / command.name).write_text(command.text)
+            continue
         process, folder = _to_run(command)
         done = subprocess.run(
             process, cwd=folder or tmp_path, capture_output=True, text=True, check=False
@@ -79,7 +98,7 @@ def test_the_commands_of_a_page_work(page, tmp_path):
         assert done.returncode == command.exit_code, f"{where}\n{done.stderr}"
 
 
-def test_commands_are_found_with_their_markers_and_lines():
+def test_commands_and_files_are_found_with_their_markers_and_lines():
     page = """# Title
 ```sh
 cd somewhere
@@ -100,15 +119,20 @@ recallzoo says no
 ```python
 recallzoo = 1
 ```
+```python
+# mine.py
+x = 1
+```
 """
-    assert commands_of(page) == [
+    assert steps_of(page) == [
         Command(("recallzoo", "run", "quickstart", "--out", "a b"), 4, False, 0),
         Command(("make", "test"), 5, False, 0),
         Command(("recallzoo", "run", "figure2", "--device", "cuda"), 9, True, 0),
         Command(("recallzoo", "list", "mixer"), 15, False, 2),
+        SourceFile("mine.py", "# mine.py\nx = 1\n"),
     ]
 
 
 def test_an_unknown_marker_is_an_error():
     with pytest.raises(ValueError, match="skip"):
-        commands_of("<!-- docs: skip -->\n```sh\nmake\n```\n")
+        steps_of("<!-- docs: skip -->\n```sh\nmake\n```\n")
