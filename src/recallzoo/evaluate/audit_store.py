@@ -210,8 +210,8 @@ class Audit:
         if reference is not None and reference not in references:
             raise UnknownName("reference of this audit", reference, references)
         frame = read_parquet(self.folder / SUMMARY, SUMMARY_SCHEMA)
-        wanted = reference or self.about["reference"]
-        return frame.filter(pl.col("reference").is_null() | (pl.col("reference") == wanted))
+        wanted = [reference] if reference is not None else references[:1]
+        return frame.filter(pl.col("reference").is_null() | pl.col("reference").is_in(wanted))
 
     def full_summary(self) -> pl.DataFrame:
         """All rows of summary.parquet."""

@@ -135,6 +135,7 @@ def load_model(source: ModelSource, dtype: DtypeName, device: torch.device) -> n
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told of below, and refused
             )
         except SafetensorError as error:
             raise StoreError(

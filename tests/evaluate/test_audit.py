@@ -1,0 +1,520 @@
+"""The audit: its laws, what it stores and keeps, and what it refuses."""
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from recallzoo.errors import RecallzooError, StoreError, UnknownName, UserError
+from recallzoo.evaluate import audit as audit_module
+from recallzoo.evaluate.audit import audit
+from recallzoo.evaluate.audit_options import CUT_RATES, AuditOptions
+from recallzoo.evaluate.audit_store import Audit, losses_part
+from recallzoo.evaluate.token_losses import TokenLosses
+from recallzoo.text import PAPER_RATE, TokenData, open_data
+from tests.evaluate.making import make_byte_tokenizer, make_data, make_model
+from tests.text import corpora
+
+RATES = (PAPER_RATE, 1e-2)
+"""The corpus is so small that the paper's cut is 0 occurrences."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """data, and models a and b (its tokenizer) and bytes (another one)."""
+    folder = tmp_path_factory.mktemp("audit")
+    data = make_data(folder / "data")
+    make_model(folder / "a", data.tokenizer_folder, 1)
+    make_model(folder / "b", data.tokenizer_folder, 2, kind="llama")
+    make_model(folder / "bytes", make_byte_tokenizer(folder / "byte_tokenizer"), 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(here) -> TokenData:
+    return open_data(here / "data")
+
+
+def options(here: Path, out: Path, *models: str, **changes) -> AuditOptions:
+    defaults = {
+        "models": tuple(str(here / model) for model in models or ("a",)),
+        "data": here / "data",
+        "context": 32,
+        "out": out,
+        "cut_rates": RATES,
+        "resamples": 100,
+        "device": "cpu",
+        "part_tokens": 500,
+    }
+    return AuditOptions(**{**defaults, **changes})
+
+
+def run(here: Path, out: Path, *models: str, **changes) -> Audit:
+    return audit(options(here, out, *models, **changes), progress=False)
+
+
+@pytest.fixture(scope="module")
+def compared(here, tmp_path_factory) -> Audit:
+    """a against b."""
+    return run(here, tmp_path_factory.mktemp("out") / "out", reference=(str(here / "b"),))
+
+
+def files(folder: Path, *, but: tuple[str, ...] = ()) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in but
+    }
+
+
+def slow_losses(model, stream, scored: list[tuple[int, int]], bos: int | None) -> list[float]:
+    """Each token's loss by a forward pass of its own over what its window shows before it."""
+    found = []
+    for start, place in scored:
+        before = stream[start:place].astype(np.int64).tolist()
+        inputs = torch.tensor([([] if bos is None else [bos]) + before])
+        with torch.no_grad():
+            logits = model(inputs).logits[0, -1]
+        found.append(float(F.cross_entropy(logits, torch.tensor(int(stream[place])))))
+    return found
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize(
+    ("bos", "stride", "documents"),
+    [("none", 32, "packed"), ("prepend", 11, "separate"), ("prepend", 32, "packed")],
+)
+def test_losses_are_those_of_a_forward_pass_for_each_token(
+    here, data, tmp_path, name, bos, stride, documents
+):
+    done = run(here, tmp_path / "out", name, bos=bos, stride=stride, documents=documents,
+               max_tokens=250, batch_size=3)  # fmt: skip
+    split = data.split("test")
+    offsets, stream = split.document_offsets, split.read(0, split.num_tokens)
+    length = 33 if bos == "none" else 32
+    scored = []
+    losses = done.losses(name)
+    for document, position in losses.select("document", "position").iter_rows():
+        place = int(offsets[document]) + position
+        low, high = 0, int(offsets[done.about["data"]["num_documents"]])
+        if documents == "separate":
+            low, high = int(offsets[document]), int(offsets[document + 1])
+        start = low
+        while start + length <= place and start + length < high:
+            start += stride
+        scored.append((start, place))
+    model = AutoModelForCausalLM.from_pretrained(here / name)
+    slow = slow_losses(model, stream, scored, 0 if bos == "prepend" else None)
+    # float32 sums over a padded batch and over one row differ in their order
+    assert np.allclose(losses["loss_nats"], slow, rtol=1e-4, atol=1e-4)
+
+
+def test_hits_and_others_make_the_whole_and_shares_of_a_kind_sum_to_one(compared):
+    summary = compared.summary()
+    frame = compared.token_losses()
+    for name in ("a", "b"):
+        rows = summary.filter(pl.col("model") == name)
+        whole = rows.row(by_predicate=pl.col("slice_kind") == "all", named=True)
+        assert whole["num_tokens"] == len(frame)
+        assert whole["loss_nats"] == pytest.approx(frame[name].cast(pl.Float64).mean())
+        groups = {
+            "repeated": ["repeated", "new"],
+            "apart": ["frequency_repeated", "frequency_new"],
+            **{kind: [kind] for kind in ("frequency", "distance", "occurrence", "domain")},
+        }
+        parts = [rows.filter(pl.col("slice_kind").is_in(kinds)) for kinds in groups.values()]
+        parts += [rows.filter(pl.col("cut") == cut["max_count"]) for cut in compared.about["cuts"]]
+        assert len(parts) == 8
+        for part in parts:
+            assert part["num_tokens"].sum() == whole["num_tokens"]
+            total = (part["loss_nats"] * part["num_tokens"]).sum()
+            assert total == pytest.approx(whole["loss_nats"] * whole["num_tokens"])
+            if name == "a":
+                assert part["share_of_gap"].sum() == pytest.approx(1)
+            else:
+                assert part["share_of_gap"].null_count() == len(part)
+
+
+def test_the_share_of_gap_in_hits_is_that_of_a_query_over_the_stored_losses(compared):
+    frame = compared.token_losses().with_columns(gap=pl.col("a").cast(pl.Float64) - pl.col("b"))
+    cut = compared.about["cuts"][-1]
+    hits = frame.filter((pl.col("distance") > 0) & (pl.col("train_count") <= cut["max_count"]))
+    assert cut["num_hits"] == len(hits) > 50
+    row = compared.summary().row(
+        by_predicate=(pl.col("slice_kind") == "ar_hit")
+        & (pl.col("cut") == cut["max_count"])
+        & (pl.col("model") == "a"),
+        named=True,
+    )
+    assert row["share_of_gap"] == pytest.approx(hits["gap"].sum() / frame["gap"].sum())
+    assert row["low"] < row["share_of_gap"] < row["high"]
+    assert row["ppl"] == pytest.approx(math.exp(hits["a"].cast(pl.Float64).mean()))  # pyright: ignore[reportArgumentType]
+
+
+def test_what_decides_a_number_is_stored_beside_it(compared, here, data):
+    about = compared.about
+    assert (about["context"], about["stride"], about["bos"]) == (32, 32, "none")
+    assert about["documents"] == "packed"
+    assert about["data"]["split"] == "test"
+    assert about["data"]["checksum"] == data.split("test").checksum
+    assert [cut["rate"] for cut in about["cuts"]] == list(RATES)
+    assert about["cuts"][0]["max_count"] == 0
+    assert about["pair_counts"]["stand_in"] is False
+    assert about["pair_counts"]["corpus"] == "data/train"
+    assert about["reference"] == "b"
+    assert [(m["name"], m["role"], m["dtype"]) for m in about["models"]] == [
+        ("a", "model", "fp32"),
+        ("b", "reference", "fp32"),
+    ]
+    assert about["provenance"]["torch"]
+    assert CUT_RATES[0] == PAPER_RATE
+
+
+def test_passages_show_text_labels_and_losses_of_real_tokens(compared, data):
+    content = compared.passages()
+    frame = compared.token_losses()
+    assert content["models"] == ["a", "b"]
+    assert len({passage["document"] for passage in content["passages"]}) == 6
+    assert [p["why"] for p in content["passages"]] == ["most gap in AR hits"] * 3 + [
+        "at random"
+    ] * 3
+    tokenizer = data.tokenizer()
+    for passage in content["passages"]:
+        tokens = data.split("test").document(passage["document"])
+        stop = passage["start"] + len(passage["tokens"])
+        ids = tokens[passage["start"] : stop].tolist()
+        assert [token["token"] for token in passage["tokens"]] == ids
+        shown = "".join(token["text"] for token in passage["tokens"])
+        assert shown == tokenizer.decode(ids, skip_special_tokens=False)
+        rows = frame.filter(
+            (pl.col("document") == passage["document"])
+            & pl.col("position").is_between(passage["start"], stop - 1)
+        )
+        scored = [token for token in passage["tokens"] if token["losses"]["a"] is not None]
+        assert [token["distance"] for token in scored] == rows["distance"].to_list()
+        assert [t["losses"]["b"] for t in scored] == pytest.approx(rows["b"].to_list(), abs=1e-5)
+        for token in scored:
+            assert token["hit"] == (token["repeat"] and token["train_count"] <= content["cut"])
+
+
+def test_sliding_contexts_score_the_same_tokens_with_more_before_them(here, compared, tmp_path):
+    sliding = run(here, tmp_path / "out", "a", stride=4)
+    keys = ["document", "position", "token"]
+    assert sliding.losses("a").select(keys).equals(compared.losses("a").select(keys))
+    farther = sliding.tokens()["distance"].max()
+    assert sliding.tokens()["occurrence"].sum() > compared.tokens()["occurrence"].sum()
+    assert isinstance(farther, int)
+    assert farther < 33
+
+
+def test_a_killed_audit_goes_on_with_the_part_it_was_in(here, compared, tmp_path, monkeypatch):
+    calls = []
+    losses_of = TokenLosses.of
+
+    def dies(self, part):
+        calls.append(part)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return losses_of(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenLosses, "of", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(here, tmp_path / "out", reference=(str(here / "b"),))
+    with pytest.raises(UserError, match="was not finished"):
+        Audit.open(tmp_path / "out")
+    assert len(list((tmp_path / "out" / "models" / "a").glob("*.parquet"))) == 2
+    done = run(here, tmp_path / "out", reference=(str(here / "b"),))
+    assert files(done.folder) == files(compared.folder)
+
+
+def test_losses_are_computed_once_and_models_can_be_added(here, tmp_path, monkeypatch):
+    first = run(here, tmp_path / "out", "a")
+    assert first.about["reference"] is None
+    assert first.summary()["share_of_gap"].null_count() == len(first.summary())
+    loaded = []
+    load = audit_module.load_model
+
+    def noted(source, *rest):
+        loaded.append(source.name)
+        return load(source, *rest)
+
+    monkeypatch.setattr(audit_module, "load_model", noted)
+    both = run(here, tmp_path / "out", "a", reference=(str(here / "b"),))
+    assert loaded == ["b"]
+    assert both.models == ("a", "b")
+    assert run(here, tmp_path / "out", "a").models == ("a",)
+    assert loaded == ["b"]
+
+
+def test_other_settings_or_another_model_of_the_name_are_refused(here, data, tmp_path):
+    out = tmp_path / "out"
+    run(here, out, "a")
+    with pytest.raises(UserError, match="context was 32 and is now 16"):
+        run(here, out, "a", context=16)
+    other = make_model(tmp_path / "other" / "a", data.tokenizer_folder, 9)
+    with pytest.raises(UserError, match=r"model_hash was .*NAME="):
+        run(here, out, models=(str(other),))
+    with pytest.raises(UserError, match=r"dtype was 'fp32' and is now 'bf16'"):
+        run(here, out, "a", dtype="bf16")
+    assert run(here, out, models=(f"new={other}",)).models == ("new",)
+    again = run(here, out, "a", dtype="bf16", overwrite=True)
+    assert again.about["models"][0]["dtype"] == "bf16"
+    assert run(here, out, "a", context=16, overwrite=True).about["context"] == 16
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    with pytest.raises(UserError, match="is no audit"):
+        run(here, tmp_path / "mine", "a", overwrite=True)
+
+
+def test_several_references_are_kept_apart(here, data, tmp_path):
+    make_model(tmp_path / "c", data.tokenizer_folder, 4)
+    done = run(here, tmp_path / "out", "a", reference=(str(here / "b"), str(tmp_path / "c")))
+    assert done.about["references"] == ["b", "c"]
+    assert set(done.summary()["reference"].drop_nulls()) == {"b"}
+    assert set(done.summary("c")["reference"].drop_nulls()) == {"c"}
+    assert len(done.full_summary()) > len(done.summary())
+    with pytest.raises(UnknownName, match="reference"):
+        done.summary("d")
+
+
+def test_models_of_different_tokenizers_stand_side_by_side_in_bits_per_byte(here, data, tmp_path):
+    done = run(here, tmp_path / "out", "a", "bytes", bos="prepend")
+    a, other = done.about["models"]
+    assert (a["sliced"], other["sliced"]) == (True, False)
+    assert a["num_bytes"] == other["num_bytes"] == data.split("test").document_bytes.sum()
+    losses = done.losses("bytes")
+    assert len(losses) == other["num_bytes"] + data.split("test").num_documents
+    of_text = losses.filter(pl.col("token") != 0)["loss_nats"].to_numpy().astype(float).sum()
+    assert other["bits_per_byte"] == pytest.approx(of_text / math.log(2) / other["num_bytes"])
+    assert any("bytes has no slices" in note for note in done.about["notes"])
+    kinds = done.summary().filter(pl.col("model") == "bytes")["slice_kind"].unique().to_list()
+    assert sorted(kinds) == ["all", "domain"]
+
+
+def test_a_gap_between_different_tokenizers_is_refused(here, tmp_path):
+    with pytest.raises(UserError, match=r"different tokenizers.*bits per byte"):
+        run(here, tmp_path / "out", "a", reference=(str(here / "bytes"),))
+    assert not (tmp_path / "out").exists()
+
+
+def test_stand_in_counts_are_named_everywhere_and_relabel_without_new_losses(
+    here, data, tmp_path, monkeypatch
+):
+    stand_in = make_data(
+        tmp_path / "pile",
+        sources=(str(corpora.json_lines(tmp_path / "x.jsonl", corpora.documents(80, seed=7))),),
+        tokenizer=str(data.tokenizer_folder),
+        vocab_size=None,
+    )
+    before = run(here, tmp_path / "out", "a").tokens()["train_count"].to_list()
+    monkeypatch.setattr(audit_module, "load_model", None)
+    done = run(here, tmp_path / "out", "a", counts=stand_in.folder)
+    assert done.about["pair_counts"]["stand_in"] is True
+    assert "pile/train" in done.about["pair_counts"]["label"]
+    assert "stand-in" in done.about["pair_counts"]["label"]
+    assert done.tokens()["train_count"].to_list() != before
+
+
+def test_models_of_another_tokenizer_have_slices_with_counts_of_their_own(here, tmp_path):
+    counted = make_data(
+        tmp_path / "pile",
+        tokenizer=str(here / "bytes"),
+        vocab_size=None,
+        sources=(str(corpora.json_lines(tmp_path / "x.jsonl", corpora.documents(100, seed=7))),),
+    )
+    done = run(here, tmp_path / "out", "bytes", counts=counted.folder, max_tokens=400)
+    assert done.sliced_models == ("bytes",)
+    assert done.about["pair_counts"]["stand_in"] is True
+    assert "repeated" in done.summary()["slice_kind"].to_list()
+
+
+def spoilt(here: Path, folder: Path, name: str = "a") -> Path:
+    shutil.copytree(here / name, folder / "spoilt")
+    return folder / "spoilt"
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def without_tokenizer(model: Path) -> None:
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+
+
+def pickled(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def cut_short(model: Path) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def not_a_number(model: Path) -> None:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    loaded.transformer.wte.weight.data[1] = float("nan")
+    loaded.save_pretrained(model)
+
+
+SPOILT = [
+    (without_tokenizer, UserError, "has no tokenizer"),
+    (pickled, UserError, "no weights in safetensors, only pytorch_model.bin"),
+    (cut_short, StoreError, "damaged"),
+    (not_a_number, UserError, "loss of nan"),
+    (lambda m: edit(m / "config.json", n_layer=3), StoreError, "missing keys"),
+    (lambda m: edit(m / "config.json", n_embd=32), StoreError, "mismatched keys"),
+    (lambda m: edit(m / "config.json", n_positions=16), UserError, "--context 16"),
+    (lambda m: edit(m / "config.json", model_type="no_such"), UserError, "no_such"),
+    (lambda m: (m / "config.json").write_text("{"), StoreError, "not valid JSON"),
+    (lambda m: (m / "config.json").unlink(), UserError, "no config.json"),
+]
+
+
+@pytest.mark.parametrize(("damage", "kind", "words"), SPOILT)
+def test_a_model_that_cannot_be_audited_is_one_clear_message(here, tmp_path, damage, kind, words):
+    model = spoilt(here, tmp_path)
+    damage(model)
+    with pytest.raises(RecallzooError, match=words) as raised:
+        run(here, tmp_path / "out", models=(str(model),))
+    assert type(raised.value) is kind
+    assert "spoilt" in str(raised.value)
+    assert not (tmp_path / "out" / "audit.json").exists()
+
+
+def test_ids_past_a_models_vocabulary_are_refused(here, data, tmp_path):
+    small = make_model(tmp_path / "small", data.tokenizer_folder, 1, vocab_size=200)
+    with pytest.raises(UserError, match="past the 200 ids of small"):
+        run(here, tmp_path / "out", models=(str(small),))
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda inputs: torch.zeros(*inputs.shape[:1], 5, 400), "returned logits of shape"),
+        (lambda inputs: torch.zeros(*inputs.shape), "returned logits of shape"),
+        (lambda inputs: torch.zeros(*inputs.shape, 100), "returned logits for 100 tokens"),
+        (lambda inputs: torch.zeros(*inputs.shape, 400) / 0, "loss of nan"),
+    ],
+)
+def test_logits_of_another_shape_or_without_a_number_are_refused(
+    here, tmp_path, monkeypatch, returned, words
+):
+    load = audit_module.load_model
+
+    def loads(*arguments):
+        model = load(*arguments)
+        model.forward = lambda input_ids, **rest: SimpleNamespace(logits=returned(input_ids))
+        return model
+
+    monkeypatch.setattr(audit_module, "load_model", loads)
+    with pytest.raises(UserError, match=words):
+        run(here, tmp_path / "out", "a")
+
+
+def test_batches_shrink_where_memory_does_not_suffice(here, compared, tmp_path, monkeypatch):
+    batch = TokenLosses._batch
+
+    def short_of_memory(self, tokens):
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("no")
+        return batch(self, tokens)
+
+    monkeypatch.setattr(TokenLosses, "_batch", short_of_memory)
+    done = run(here, tmp_path / "out", "a")
+    assert done.about["models"][0]["batch_size"] == 2
+    assert any("did not fit into memory" in note for note in done.about["notes"])
+    assert np.allclose(
+        done.losses("a")["loss_nats"], compared.losses("a")["loss_nats"], rtol=1e-4, atol=1e-4
+    )
+    monkeypatch.setattr(
+        TokenLosses, "_batch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+    )
+    with pytest.raises(UserError, match="even one context"):
+        run(here, tmp_path / "other", "a")
+
+
+def test_counts_of_another_tokenizer_and_missing_counts_are_refused(here, data, tmp_path):
+    other = make_data(tmp_path / "other", tokenizer=str(here / "bytes"), vocab_size=None)
+    with pytest.raises(UserError, match="their ids mean different text"):
+        run(here, tmp_path / "out", "a", counts=other.folder)
+    uncounted = make_data(tmp_path / "uncounted", count_pairs=False)
+    with pytest.raises(UserError, match="has no pair counts"):
+        run(here, tmp_path / "out", "a", data=uncounted.folder, reference=(str(here / "b"),))
+    plain = run(here, tmp_path / "out", "a", data=uncounted.folder)
+    assert plain.sliced_models == ()
+    assert plain.passages()["passages"] == []
+    with pytest.raises(UserError, match="no finished pair counts"):
+        run(here, tmp_path / "out2", "a", counts=tmp_path)
+
+
+def test_names_and_splits_that_are_not_there_are_named(here, tmp_path):
+    with pytest.raises(UnknownName, match="test"):
+        run(here, tmp_path / "out", "a", split="tset")
+    with pytest.raises(UserError, match="there is no model folder"):
+        run(here, tmp_path / "out", "./nowhere/at/all")
+    with pytest.raises(UserError, match="would be called 'a'"):
+        run(here, tmp_path / "out", "a", reference=(str(here / "a"),))
+    with pytest.raises(UserError, match="is no prepared data"):
+        run(here, tmp_path / "out", "a", data=tmp_path)
+    with pytest.raises(UserError, match="no device is called 'gpu'"):
+        run(here, tmp_path / "out", "a", device="gpu")
+    with pytest.raises(UserError, match="sees 0 CUDA devices"):
+        run(here, tmp_path / "out", "a", device="cuda:0") if not torch.cuda.is_available() else (
+            run(here, tmp_path / "out", "a", device="cuda:99")
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": ()}, "at least one model"),
+        ({"stride": 33}, "--stride"),
+        ({"context": 1}, "--context"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"passages": -1}, "--passages -1"),
+        ({"cut_rates": (1e-3, 1e-7)}, "ascending"),
+        ({"cut_rates": (1.5,)}, "ascending"),
+    ],
+)
+def test_options_out_of_range_are_refused(here, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        options(here, tmp_path / "out", **changes)
+
+
+def test_a_damaged_or_changed_file_of_losses_is_named(here, tmp_path):
+    done = run(here, tmp_path / "out", "a")
+    path = losses_part(done.folder, "a", 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(StoreError, match=path.name):
+        run(here, tmp_path / "out", "a")
+    path.write_bytes(losses_part(done.folder, "a", 0).read_bytes())
+    with pytest.raises(StoreError, match="other tokens"):
+        run(here, tmp_path / "out", "a")
+    path.unlink()
+    run(here, tmp_path / "out", "a")
+    assert path.read_bytes() == whole
+
+
+def test_a_folder_that_is_no_audit_or_of_another_version_is_not_read(here, tmp_path):
+    with pytest.raises(UserError, match="is no audit"):
+        Audit.open(tmp_path)
+    done = run(here, tmp_path / "out", "a", passages=0)
+    edit(done.folder / "audit.json", format_version=99)
+    with pytest.raises(UserError, match="format version 99"):
+        Audit.open(done.folder)
+    edit(done.folder / "audit.json", format="other")
+    with pytest.raises(UserError, match="not written by recallzoo audit"):
+        Audit.open(done.folder)
