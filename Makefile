@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet $$(grep '^setuptools==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[text,dev]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[text,ray,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED)  ## Train attention and a gated convolution on recall, and chart it (3 minutes on 2 cores)

@@ -7,31 +7,22 @@ packs from their last checkpoints and ends with the same table as one left alone
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import torch
 
 from recallzoo.errors import InvalidConfig, StoreError, UserError
+from recallzoo.executors._contract import Executor, Halve, NamedPack, Watcher
+from recallzoo.executors.devices import choose_device, runs_that_fit
 from recallzoo.files import explain_os_error, read_json, write_json
 from recallzoo.random import seed_of
 from recallzoo.run import Run
 from recallzoo.store import Result, Store
-from recallzoo.train.packed import Pack, PackOptions, Progress
-
-
-class Watcher(Protocol):
-    """Told what happens in a sweep, as it happens."""
-
-    def sweep_started(self, num_runs: int, num_finished: int, num_packs: int) -> None: ...
-    def pack_started(self, runs: list[Run], number: int, num_packs: int) -> None: ...
-    def pack_progressed(self, progress: Progress) -> None: ...
-    def run_finished(self, result: Result) -> None: ...
-    def pack_ended(self) -> None: ...
-    def warned(self, message: str) -> None: ...
+from recallzoo.train.packed import Pack, PackOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +30,31 @@ class SweepOptions:
     """How a sweep is carried out; none of these changes a result beyond rounding."""
 
     device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    """auto (CUDA if there is one), cpu, cuda or cuda:N; with Ray auto, cpu or cuda."""
     max_pack_size: int | None = None
     """Most runs in a pack; None takes what is expected to fit into memory."""
     compiled: bool | None = None
     """Whether the training step is compiled; None compiles on CUDA."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints of a pack."""
+    executor: Literal["local", "ray"] = "local"
+    """This process, or the devices of a Ray cluster."""
+    ray_address: str | None = None
+    """host:port of the cluster, or auto; None: RAY_ADDRESS, or this machine alone."""
+    devices: int | None = None
+    """Most devices of the cluster to use at once; None uses all."""
 
     def __post_init__(self) -> None:
+        if self.executor not in ("local", "ray"):
+            raise InvalidConfig(f"executor={self.executor!r} must be 'local' or 'ray'.")
+        for name in ("ray_address", "devices"):
+            if self.executor != "ray" and getattr(self, name) is not None:
+                raise InvalidConfig(
+                    f"{name}={getattr(self, name)!r} would be ignored by this process. Choose the "
+                    f"executor 'ray', or leave it out."
+                )
+        if self.devices is not None and self.devices < 1:
+            raise InvalidConfig(f"devices={self.devices} must be at least 1.")
         if self.max_pack_size is not None and self.max_pack_size < 1:
             raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")
 
@@ -57,27 +64,6 @@ class _Plan:
     """The packs still to train, each with the name of its folder."""
 
     packs: list[tuple[str, list[Run]]] = field(default_factory=list)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a name stands for. UserError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device {name!r} is unknown. Use auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise UserError(
-            f"device {name!r} was asked for, but PyTorch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices here. Use --device cpu, or run "
-            f"`recallzoo doctor` to see why."
-        )
-    return device
 
 
 def sweep(
@@ -90,52 +76,77 @@ def sweep(
     """
     options = options or SweepOptions()
     refuse_duplicates(runs)
-    device = choose_device(options.device)
-    with _exclusive(store.folder):
-        plan = _make_plan(runs, store, device, options.max_pack_size)
+    with _executor(options) as executor, _exclusive(store.folder):
+        plan = _make_plan(runs, store, executor, options.max_pack_size)
         num_finished = sum(store.has(run.hash) for run in runs)
         watcher.sweep_started(len(runs), num_finished, len(plan.packs))
         for message in _split_groups(plan.packs):
             watcher.warned(message)
-        number, waiting = 0, list(plan.packs)
+        executor.train(
+            plan.packs, store, watcher, lambda name, pack: _halve(name, pack, store, watcher)
+        )
+        store.write_table()
+    return [store.read(run.hash) for run in runs]
+
+
+@contextmanager
+def _executor(options: SweepOptions) -> Iterator[Executor]:
+    if options.executor == "local":
+        yield _Here(options)
+        return
+    from recallzoo.executors.on_ray import RayOptions, ray_executor
+
+    ray_options = RayOptions(
+        address=options.ray_address,
+        device=options.device,
+        most=options.devices,
+        compiled=options.compiled,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    with ray_executor(ray_options) as executor:
+        yield executor
+
+
+class _Here:
+    """This process: one pack after another on one device."""
+
+    def __init__(self, options: SweepOptions) -> None:
+        self._options = options
+        self._device = choose_device(options.device)
+
+    def runs_that_fit(self, run: Run) -> int:
+        return runs_that_fit(run, self._device)
+
+    def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
+        number, waiting = 0, list(packs)
         while waiting:
             name, members = waiting.pop(0)
             number += 1
             watcher.pack_started(members, number, number + len(waiting))
             try:
-                _train_pack(name, members, store, device, watcher, options)
+                self._train_pack(name, members, store, watcher)
             except torch.OutOfMemoryError:
-                waiting = _halve(name, members, store, watcher) + waiting
+                waiting = halve(name, members) + waiting
             finally:
                 watcher.pack_ended()
-        store.write_table()
-    return [store.read(run.hash) for run in runs]
 
-
-def _train_pack(
-    name: str,
-    members: list[Run],
-    store: Store,
-    device: torch.device,
-    watcher: Watcher,
-    options: SweepOptions,
-) -> None:
-    folder = store.folder / "packs" / name
-    pack = Pack(
-        members,
-        device,
-        PackOptions(
-            compiled=options.compiled,
-            checkpoint=folder / "checkpoint.safetensors",
-            checkpoint_seconds=options.checkpoint_seconds,
-            on_progress=watcher.pack_progressed,
-        ),
-    )
-    for result in pack.train():
-        if not store.has(result.hash):
-            store.write(result)
-            watcher.run_finished(result)
-    shutil.rmtree(folder, ignore_errors=True)
+    def _train_pack(self, name: str, members: list[Run], store: Store, watcher: Watcher) -> None:
+        folder = store.folder / "packs" / name
+        pack = Pack(
+            members,
+            self._device,
+            PackOptions(
+                compiled=self._options.compiled,
+                checkpoint=folder / "checkpoint.safetensors",
+                checkpoint_seconds=self._options.checkpoint_seconds,
+                on_progress=watcher.pack_progressed,
+            ),
+        )
+        for result in pack.train():
+            if not store.has(result.hash):
+                store.write(result)
+                watcher.run_finished(result)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _halve(
@@ -158,7 +169,7 @@ def _halve(
 
 
 def _make_plan(
-    runs: list[Run], store: Store, device: torch.device, max_pack_size: int | None
+    runs: list[Run], store: Store, executor: Executor, max_pack_size: int | None
 ) -> _Plan:
     by_hash = {run.hash: run for run in runs}
     waiting = {h: run for h, run in by_hash.items() if not store.has(h)}
@@ -178,20 +189,26 @@ def _make_plan(
                 waiting.pop(h, None)
         else:
             shutil.rmtree(record.parent, ignore_errors=True)
-    for members in packs_of(list(waiting.values()), device, max_pack_size):
+    for members in _packs(list(waiting.values()), executor.runs_that_fit, max_pack_size):
         plan.packs.append(_record_pack(members, store))
     return plan
 
 
 def packs_of(runs: list[Run], device: torch.device, max_pack_size: int | None) -> list[list[Run]]:
     """Runs sorted into packs of equal shape, of a size that is expected to fit into memory."""
+    return _packs(runs, lambda run: runs_that_fit(run, device), max_pack_size)
+
+
+def _packs(
+    runs: list[Run], fit: Callable[[Run], int], max_pack_size: int | None
+) -> list[list[Run]]:
     by_shape: dict[str, list[Run]] = {}
     for run in runs:
         by_shape.setdefault(run.pack_key, []).append(run)
     return [
         pack
         for members in by_shape.values()
-        for pack in _cut(members, max_pack_size or runs_that_fit(members[0], device))
+        for pack in _cut(members, max_pack_size or fit(members[0]))
     ]
 
 
@@ -229,27 +246,6 @@ def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:
     name = f"{seed_of(*hashes):016x}"
     write_json(store.folder / "packs" / name / "pack.json", hashes)
     return name, members
-
-
-def runs_that_fit(run: Run, device: torch.device) -> int:
-    """How many runs like this one are expected to train at once in the device's memory.
-
-    Counts weights, gradients and moments, the logits with their gradient, and about twelve
-    activations of width D a layer. An estimate: the sweep halves a pack that proves too large.
-    """
-    model, batch_size = run.model, run.budget.batch_size
-    segments = run.data.train
-    num_queries = max(s.task.num_queries for s in segments)
-    vocab_size, seq_len = run.data.vocab_size, run.data.max_seq_len
-    d_model, num_layers = model.d_model, model.num_layers
-    weights = 16 * (vocab_size * d_model + num_layers * 12 * d_model**2)
-    logits = 12 * batch_size * num_queries * vocab_size
-    activations = 4 * batch_size * seq_len * num_layers * (12 * d_model + 3 * seq_len)
-    if device.type == "cuda":
-        free_bytes, most = 0.7 * torch.cuda.mem_get_info(device)[0], 16
-    else:
-        free_bytes, most = 2 * 2**30, 8
-    return int(max(1, min(most, free_bytes // (weights + logits + activations))))
 
 
 def refuse_duplicates(runs: list[Run]) -> None:

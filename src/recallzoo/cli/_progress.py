@@ -25,6 +25,7 @@ class SweepProgress:
         self._pack = ""
         self._last_line = 0.0
         self._num_runs = self._num_finished = 0
+        self._beside: list[SweepProgress] = []
         self.warnings: list[str] = []
 
     def sweep_started(self, num_runs: int, num_finished: int, num_packs: int) -> None:
@@ -33,6 +34,12 @@ class SweepProgress:
         kept = f", {num_finished} finished before" if num_finished else ""
         what = f", {todo} to train in {num_packs} pack{'s' * (num_packs != 1)}" if todo else ""
         self._say(f"{num_runs} run{'s' * (num_runs != 1)}{kept}{what}")
+
+    def beside(self) -> "SweepProgress":
+        """One that follows a pack of its own, where several train at once."""
+        other = SweepProgress(self._stream)
+        self._beside = [*(one for one in self._beside if one._bar is not None), other]
+        return other
 
     def pack_started(self, runs: list[Run], number: int, num_packs: int) -> None:
         first = runs[0]
@@ -85,8 +92,9 @@ class SweepProgress:
         self._say(f"warning: {message}")
 
     def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
+        bars = [one._bar for one in (self, *self._beside) if one._bar is not None]
+        if bars:
+            bars[0].write(line, file=self._stream)
         else:
             print(line, file=self._stream, flush=True)
 

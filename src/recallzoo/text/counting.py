@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt64
 
+from recallzoo.cluster import connected
 from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.files import atomic_file, atomic_folder, read_json, remove_leftovers, write_json
 from recallzoo.text._arrays import NpyWriter, npy_layout
@@ -356,7 +357,9 @@ def _mapper(executor: Executor, workers: int) -> Iterator[Callable[..., Iterator
         submit, result = pool.submit, lambda future: future.result()
         close = functools.partial(pool.shutdown, cancel_futures=True)
     else:
-        submit, result, close = _ray_submit()
+        stack = ExitStack()
+        submit, result = _ray_submit(stack)
+        close = stack.close
 
     def in_order(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         waiting = []
@@ -373,18 +376,9 @@ def _mapper(executor: Executor, workers: int) -> Iterator[Callable[..., Iterator
         close()
 
 
-def _ray_submit() -> tuple[Callable[..., Any], Callable[[Any], Any], Callable[[], None]]:
-    try:
-        import ray as installed  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            "executor='ray' needs Ray, which is not installed: pip install 'recallzoo[ray]', or "
-            "use executor='threads' on one machine."
-        ) from error
-    ray: Any = installed  # its stubs know neither remote functions nor ray.exceptions
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(log_to_driver=False, include_dashboard=False)
+def _ray_submit(stack: ExitStack) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
+    instead = ", or use executor='threads' on one machine"
+    ray = stack.enter_context(connected(instead=instead))
     run = ray.remote(lambda function, item: function(item))
 
     def result(reference: Any) -> Any:
@@ -393,8 +387,4 @@ def _ray_submit() -> tuple[Callable[..., Any], Callable[[Any], Any], Callable[[]
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
-    def close() -> None:
-        if ours:
-            ray.shutdown()
-
-    return run.remote, result, close
+    return run.remote, result

@@ -27,7 +27,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -56,6 +56,12 @@ class RunOptions:
     """Most runs to train at once; what is expected to fit into memory if not given."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints of a pack, in seconds."""
+    executor: Literal["local", "ray"] = "local"
+    """This process, or the devices of a Ray cluster; OUT is then a folder all machines share."""
+    ray_address: str | None = None
+    """host:port of the cluster, or auto; RAY_ADDRESS, or this machine alone, if not given."""
+    devices: int | None = None
+    """Most devices of the cluster to use at once; all if not given."""
     dry_run: bool = False
     """Print the runs, and which train together, but train nothing."""
     mixer: Annotated[
@@ -91,6 +97,7 @@ def main(argv: list[str]) -> int:
     if options.mixer:
         chosen = _with_mixers(recipe, options, chosen)
     runs = recipe.runs(**chosen)
+    _sweep_options(options)  # what a sweep would refuse is refused before anything is written
     if options.dry_run:
         _print_plan(runs, folder, options)
         return 0
@@ -196,6 +203,9 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
         device=options.device,
         max_pack_size=options.max_pack_size,
         checkpoint_seconds=options.checkpoint_seconds,
+        executor=options.executor,
+        ray_address=options.ray_address,
+        devices=options.devices,
     )
 
 
@@ -235,18 +245,23 @@ def _print_outcome(results: "list[Result]", folder: Path) -> None:
 
 def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     """What would be trained, and together with what."""
+    import torch
+
     from recallzoo.store import Store
     from recallzoo.sweep import choose_device, packs_of, refuse_duplicates
 
     refuse_duplicates(runs)
-    device = choose_device(options.device)
+    on_ray = options.executor == "ray"
+    device = torch.device("cpu") if on_ray else choose_device(options.device)
     store = Store(folder, create=False) if folder.exists() else None
     waiting = [run for run in runs if store is None or not store.has(run.hash)]
     packs = packs_of(waiting, device, options.max_pack_size)
     print(
         f"{len(runs)} runs, {len(runs) - len(waiting)} finished in {folder}, {len(waiting)} to "
-        f"train on {device} in {len(packs)} packs"
+        f"train on {'Ray' if on_ray else device} in {len(packs)} packs"
     )
+    if on_ray and options.max_pack_size is None:
+        print("pack sizes are those of a CPU; the cluster's devices decide when it runs")
     for number, members in enumerate(packs, start=1):
         first = members[0]
         tasks = ", ".join(

@@ -1,0 +1,40 @@
+"""What a sweep asks of an executor, and whom an executor tells."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from recallzoo.result import Result
+from recallzoo.run import Run
+from recallzoo.store import Store
+from recallzoo.train.packed import Progress
+
+NamedPack = tuple[str, list[Run]]
+"""The name of a pack's folder under `packs/`, and its runs."""
+
+
+class Watcher(Protocol):
+    """Told what happens in a sweep, as it happens."""
+
+    def sweep_started(self, num_runs: int, num_finished: int, num_packs: int) -> None: ...
+    def pack_started(self, runs: list[Run], number: int, num_packs: int) -> None: ...
+    def pack_progressed(self, progress: Progress) -> None: ...
+    def run_finished(self, result: Result) -> None: ...
+    def pack_ended(self) -> None: ...
+    def warned(self, message: str) -> None: ...
+
+
+Halve = Callable[[str, list[Run]], list[NamedPack]]
+"""Records and returns smaller packs in place of one that ran out of memory."""
+
+
+class Executor(Protocol):
+    """Where packs train."""
+
+    def runs_that_fit(self, run: Run) -> int:
+        """How many runs like this one are expected to train at once on one of its devices."""
+        ...
+
+    def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
+        """Train all of them. Each result is in the store, and told of, when its run finishes.
+        Raises what a pack raised; what was finished is kept."""
+        ...

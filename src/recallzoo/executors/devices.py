@@ -1,0 +1,48 @@
+"""Devices of this machine, and what fits onto them."""
+
+import torch
+
+from recallzoo.errors import UserError
+from recallzoo.run import Run
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a name stands for. UserError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is unknown. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported. Use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"device {name!r} was asked for, but PyTorch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices here. Use --device cpu, or run "
+            f"`recallzoo doctor` to see why."
+        )
+    return device
+
+
+def runs_that_fit(run: Run, device: torch.device) -> int:
+    """How many runs like this one are expected to train at once in the device's memory.
+
+    Counts weights, gradients and moments, the logits with their gradient, and about twelve
+    activations of width D a layer. An estimate: the sweep halves a pack that proves too large.
+    """
+    model, batch_size = run.model, run.budget.batch_size
+    segments = run.data.train
+    num_queries = max(s.task.num_queries for s in segments)
+    vocab_size, seq_len = run.data.vocab_size, run.data.max_seq_len
+    d_model, num_layers = model.d_model, model.num_layers
+    weights = 16 * (vocab_size * d_model + num_layers * 12 * d_model**2)
+    logits = 12 * batch_size * num_queries * vocab_size
+    activations = 4 * batch_size * seq_len * num_layers * (12 * d_model + 3 * seq_len)
+    if device.type == "cuda":
+        free_bytes, most = 0.7 * torch.cuda.mem_get_info(device)[0], 16
+    else:
+        free_bytes, most = 2 * 2**30, 8
+    return int(max(1, min(most, free_bytes // (weights + logits + activations))))

@@ -1,0 +1,182 @@
+"""A sweep on a Ray cluster ends with the table of one in this process, whatever is lost.
+
+The cluster is a real one, of this machine's CPUs.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from recallzoo.errors import InvalidConfig, StoreError, UserError
+from recallzoo.executors._contract import Watcher
+from recallzoo.mixers import mixer
+from recallzoo.model import ModelConfig
+from recallzoo.result import Result
+from recallzoo.run import Budget, Optimizer, Run
+from recallzoo.store import Store
+from recallzoo.sweep import SweepOptions, sweep
+from recallzoo.tasks import Data, task
+from recallzoo.train.packed import Progress
+
+DATA = Data.of(task("mqar", seq_len=8, num_pairs=1, vocab_size=512), train=2048, valid=64, test=64)
+NUM_WORKERS = 3
+OPTIONS = {"device": "cpu", "checkpoint_seconds": 0.0}
+ON_RAY = {**OPTIONS, "executor": "ray", "devices": NUM_WORKERS}
+
+
+def run_of(rate: float, width: int, num_epochs: int = 8) -> Run:
+    return Run(
+        data=DATA,
+        model=ModelConfig(mixers=(mixer("attention"),), d_model=width, num_layers=1),
+        optimizer=Optimizer(learning_rate=rate),
+        budget=Budget(num_epochs=num_epochs, batch_size=32, stop_accuracy=0.02),
+        seed=1,
+    )
+
+
+RUNS = [run_of(rate, width) for width in (16, 32) for rate in (1e-5, 1e-3, 1e-2)]
+
+
+class Notes:
+    """A watcher that follows several packs, and may act when it hears of progress."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.finished: list[str] = []
+        self.started: list[int] = []
+        self.num_packs = 0
+        self.at_once = self.most_at_once = 0
+
+    def beside(self) -> Watcher:
+        return self
+
+    def sweep_started(self, num_runs: int, num_finished: int, num_packs: int) -> None:
+        self.num_packs = num_packs
+
+    def pack_started(self, runs: list[Run], number: int, num_packs: int) -> None:
+        assert number <= num_packs
+        self.started.append(number)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+
+    def pack_progressed(self, progress: Progress) -> None:
+        assert progress.step <= progress.num_steps
+
+    def run_finished(self, result: Result) -> None:
+        self.finished.append(result.hash)
+
+    def pack_ended(self) -> None:
+        self.at_once -= 1
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def workers_in_training() -> list[int]:
+    """Processes of ours, by the title that Ray gives a worker while it has a task."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::train_on_worker"):
+            found.append(int(folder.name))
+    return found
+
+
+class Killer(Notes):
+    """Kills a worker once a pack has left a checkpoint, `times` times."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        super().__init__()
+        self.folder, self.left, self.killed = folder, times, 0
+
+    def pack_progressed(self, progress: Progress) -> None:
+        super().pack_progressed(progress)
+        workers = workers_in_training()
+        if self.left and workers and list(self.folder.glob("packs/*/checkpoint.safetensors")):
+            os.kill(workers[0], signal.SIGKILL)
+            self.left -= 1
+            self.killed += 1
+
+
+def table(folder: Path) -> pl.DataFrame:
+    """Without what depends on the clock, or on commits made while this runs."""
+    return pl.read_parquet(folder / "table.parquet").drop("train_seconds", "commit")
+
+
+def metrics(folder: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text() for path in folder.glob("runs/*/metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One cluster for all tests here; as many CPUs as workers, however few the machine has."""
+    module = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    module.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False)
+    yield module
+    module.shutdown()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_changes_nothing_in_the_table(ray, tmp_path):
+    sweep(RUNS, Store(tmp_path / "here"), Notes(), SweepOptions(**OPTIONS))
+    watcher = Killer(tmp_path / "ray", times=1)
+    results = sweep(RUNS, Store(tmp_path / "ray"), watcher, SweepOptions(**ON_RAY))
+    assert watcher.killed == 1
+    [warning] = [w for w in watcher.warnings if "worker was lost" in w]
+    assert "goes on from its last checkpoint" in warning
+    assert [result.hash for result in results] == [run.hash for run in RUNS]
+    assert_frame_equal(table(tmp_path / "ray"), table(tmp_path / "here"))
+    assert metrics(tmp_path / "ray") == metrics(tmp_path / "here")
+    assert sorted(watcher.finished) == sorted(run.hash for run in RUNS)
+    assert watcher.num_packs == 2
+    assert watcher.started == [1, 2, 3]
+    assert watcher.most_at_once > 1
+    assert watcher.at_once == 0
+    assert not list((tmp_path / "ray" / "packs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_pack_that_takes_down_every_worker_is_given_up(ray, tmp_path, monkeypatch):
+    from recallzoo.executors import on_ray
+
+    runs = [run_of(1e-3, 16, num_epochs=10_000)]
+    options = SweepOptions(**{**ON_RAY, "checkpoint_seconds": 1e9})
+    watcher = Killer(tmp_path, times=on_ray.MOST_LOSSES)
+    (tmp_path / "packs" / "other").mkdir(parents=True)
+    (tmp_path / "store.json").write_text('{"store_version": 1}')
+    (tmp_path / "packs" / "other" / "pack.json").write_text('["another sweep\'s"]')
+    (tmp_path / "packs" / "other" / "checkpoint.safetensors").touch()
+    with pytest.raises(StoreError, match=f"{on_ray.MOST_LOSSES} times"):
+        sweep(runs, Store(tmp_path), watcher, options)
+    assert watcher.killed == on_ray.MOST_LOSSES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "said"), [("cuda", "no GPU"), ("cuda:1", "names one device")])
+def test_a_device_that_the_cluster_lacks_is_named(ray, tmp_path, device, said):
+    with pytest.raises(UserError, match=said):
+        sweep(RUNS, Store(tmp_path), Notes(), SweepOptions(**{**ON_RAY, "device": device}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"devices": 2}, {"ray_address": "auto"}, {"executor": "slurm"}, {**ON_RAY, "devices": 0}],
+)
+def test_options_that_would_be_ignored_are_refused(options):
+    with pytest.raises(InvalidConfig):
+        SweepOptions(**options)
+
+
+def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'recallzoo\[ray\]'"):
+        sweep(RUNS, Store(tmp_path / "o"), Notes(), SweepOptions(**ON_RAY))
