@@ -37,13 +37,16 @@ class ShiftFilter(Mixer):
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        return self.gate(x) * (self.convolve(x, context).to(x.dtype) + self.bias)
+        return self._gated(x, self.convolve(x, context))
 
     def step(
         self, x_t: Float[Tensor, "B D"], cache: Cache, context: Context
     ) -> tuple[Float[Tensor, "B D"], Cache]:
         c_t, cache = self.convolve_step(x_t, cache, context)
-        return self.gate(x_t) * (c_t.to(x_t.dtype) + self.bias), cache
+        return self._gated(x_t, c_t), cache
+
+    def _gated(self, x: Float[Tensor, "*S D"], c: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        return (self.gate(x) * (c + self.bias)).to(x.dtype)
 
 
 def tensor_of(cache: Cache, key: str) -> Tensor:

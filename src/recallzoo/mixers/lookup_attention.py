@@ -137,7 +137,7 @@ class LookupAttention(Mixer):
         exists = back <= found.place[..., None]
         weights = self._weights(torch.stack(scores, dim=-1), exists[..., None, :])
         y = torch.zeros_like(self._heads(v))
-        for weight, value in zip(weights.unbind(-1), shifted_v, strict=True):
+        for weight, value in zip(weights.to(v.dtype).unbind(-1), shifted_v, strict=True):
             y = y + weight[..., None] * self._heads(value)
         y = _rows(y.flatten(-2), found.entry)
         return torch.where(self._any_match(found)[..., None], self.out_proj(y), 0.0)
