@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from recallzoo.result import Result
@@ -23,7 +24,7 @@ class Cell:
     """Flattened, without learning rate and seed."""
     results: tuple[Result, ...]
 
-    @property
+    @cached_property
     def by_learning_rate(self) -> dict[float, list[Result]]:
         """The runs at each learning rate tried, ascending."""
         by_rate: dict[float, list[Result]] = {}
@@ -31,7 +32,7 @@ class Cell:
             by_rate.setdefault(result.config["optimizer"]["learning_rate"], []).append(result)
         return dict(sorted(by_rate.items()))
 
-    @property
+    @cached_property
     def at_best(self) -> list[Result]:
         """The runs, one a seed, at the learning rate with the best mean validation accuracy
         over seeds; the smaller one if two are equal. One that lacks seeds which others have is

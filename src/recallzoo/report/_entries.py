@@ -1,0 +1,190 @@
+"""Which panel and which line of a chart each cell belongs to.
+
+A panel holds cells with the same data, a line those with the same model and training but for
+the width. Options that tell cells apart are named; those that all share are not.
+"""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from recallzoo.cells import Cell, cells
+from recallzoo.result import Result
+
+PREFERRED_COLOURS = {
+    "attention": "#0072B2",
+    "base_conv": "#D55E00",
+    "h3": "#009E73",
+    "hyena": "#CC79A7",
+    "rwkv4": "#E69F00",
+    "sliding_window": "#56B4E9",
+}
+"""Okabe and Ito's palette (https://jfly.uni-koeln.de/color/): told apart by colour-blind eyes."""
+COLOURS = (
+    *PREFERRED_COLOURS.values(),
+    *("#332288", "#117733", "#882255", "#6E6E00", "#AA4499", "#000000"),
+)
+"""The same and six dark ones of Paul Tol's muted scheme, for all other models."""
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell and its place in every chart. No two have the same panel, series and width."""
+
+    cell: Cell
+    panel: str
+    """Task and sizes: `mqar, 64 tokens, 4 pairs`."""
+    series: str
+    """The model's label, and the options in which it differs from another of that label."""
+    panel_order: tuple[Any, ...]
+
+    @property
+    def width(self) -> int:
+        return self.cell.config["model.d_model"]
+
+    @property
+    def mixers(self) -> list[dict[str, Any]]:
+        """Name, options and source hash of the mixers, by layer."""
+        return json.loads(self.cell.config["model.mixers"])
+
+    @property
+    def test_tasks(self) -> list[dict[str, Any]]:
+        """Task configurations of the test segments."""
+        return [segment["task"] for segment in json.loads(self.cell.config["data.test"])]
+
+
+def plain(text: str) -> str:
+    """Text that every format can hold: control characters and lone surrogates replaced."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+
+
+def entries(results: Iterable[Result]) -> list[Entry]:
+    """The cells of some results, by panel, series and width."""
+    grid = cells(results)
+    panels = _panels(grid)
+    labels = [plain(cell.label) for cell in grid]
+    alike: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
+    for cell, label in zip(grid, labels, strict=True):
+        place = (panels[_data_key(cell)][0], label, cell.config["model.d_model"])
+        alike[place].append(_model_options(cell))
+    telling: dict[str, set[str]] = defaultdict(set)
+    for (_, label, _), options in alike.items():
+        telling[label] |= _differing(options)
+    found = []
+    for cell, label in zip(grid, labels, strict=True):
+        options = _model_options(cell)
+        named = [f"{_short(name)}={options.get(name)}" for name in sorted(telling[label])]
+        panel, order = panels[_data_key(cell)]
+        found.append(Entry(cell, panel, plain(", ".join([label, *named])), order))
+    return sorted(found, key=lambda e: (e.panel_order, e.series, e.width))
+
+
+def colours(found: Iterable[Entry]) -> dict[str, str]:
+    """Series -> colour. A mixer keeps its colour in every report, as far as no other mixer of
+    the page has it."""
+    labels: dict[str, str] = {}
+    for entry in sorted(found, key=lambda e: e.series):
+        labels.setdefault(entry.series, plain(entry.cell.label))
+    chosen: dict[str, str] = {}
+    for series, label in labels.items():
+        preferred = PREFERRED_COLOURS.get(label.partition("(")[0])
+        if preferred and preferred not in chosen.values():
+            chosen[series] = preferred
+    kept = {PREFERRED_COLOURS[label] for label in labels.values() if label in PREFERRED_COLOURS}
+    for series in labels:
+        if series not in chosen:
+            free = [c for c in COLOURS if c not in {*chosen.values(), *kept}] or list(COLOURS)
+            digest = hashlib.sha256(series.encode()).digest()
+            chosen[series] = free[int.from_bytes(digest[:4], "big") % len(free)]
+    return dict(sorted(chosen.items()))
+
+
+def shapes(series: Iterable[str]) -> dict[str, str]:
+    """Series -> shape of its points, so that no one depends on colour alone."""
+    return {name: SHAPES[i % len(SHAPES)] for i, name in enumerate(sorted(series))}
+
+
+def _data_key(cell: Cell) -> str:
+    return json.dumps({k: v for k, v in cell.config.items() if k.startswith("data.")})
+
+
+def _panels(grid: list[Cell]) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Data -> the panel's name and place. Data of equal sizes are told apart by their options."""
+    by_sizes: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for cell in grid:
+        by_sizes[_sizes(cell)].setdefault(_data_key(cell), cell)
+    panels = {}
+    for sizes, members in by_sizes.items():
+        options = {key: _data_options(cell) for key, cell in members.items()}
+        telling = _differing(list(options.values()))
+        for key, cell in members.items():
+            named = [f"{name}={options[key].get(name)}" for name in sorted(telling)]
+            name = plain("; ".join([sizes, ", ".join(named)] if named else [sizes]))
+            panels[key] = (name, (*_size_order(cell), name))
+    return panels
+
+
+def _sizes(cell: Cell) -> str:
+    sizes = cell.sizes
+    words = [sizes["task"]]
+    if "length" in sizes:
+        words.append(f"{sizes['length']} tokens")
+    if "pairs" in sizes:
+        words.append(f"{sizes['pairs']} pairs")
+    return ", ".join(words)
+
+
+def _size_order(cell: Cell) -> tuple[str, float, float]:
+    tasks = [segment["task"] for segment in json.loads(cell.config["data.test"])]
+    longest = max(task.get("seq_len") or 0 for task in tasks)
+    return cell.sizes["task"], longest, max(task.get("num_pairs") or 0 for task in tasks)
+
+
+def _data_options(cell: Cell) -> dict[str, Any]:
+    """Options of the data by a short name: of the test examples as they are, others under
+    their split's name, and only where they differ from the test's."""
+    options: dict[str, Any] = {"data_seed": cell.config["data.seed"]}
+    for split in ("test", "train", "valid"):
+        segments = json.loads(cell.config[f"data.{split}"])
+        leaves: dict[str, list[Any]] = defaultdict(list)
+        for segment in segments:
+            for name, value in {**segment["task"], "num_examples": segment["num_examples"]}.items():
+                leaves[name].append(value)
+        for name, values in leaves.items():
+            text = ", ".join(map(str, dict.fromkeys(values)))
+            if split == "test":
+                options[name] = text
+            elif name == "num_examples" or text != options.get(name):
+                options[f"{split}_{name}"] = text
+    return options
+
+
+def _model_options(cell: Cell) -> dict[str, Any]:
+    options = {k: v for k, v in cell.config.items() if not k.startswith("data.")}
+    del options["model.d_model"]
+    options["model.mixers"] = pattern(json.loads(options["model.mixers"]))
+    return options
+
+
+def pattern(mixers: list[dict[str, Any]]) -> str:
+    """Mixers by layer with all their options; a user's own also with its source's hash."""
+    words = []
+    for mixer in mixers:
+        chosen = ", ".join(f"{name}={value}" for name, value in mixer["options"])
+        source = f"@{mixer['source_sha256'][:8]}" if mixer.get("source_sha256") else ""
+        words.append(f"{mixer['name']}{source}({chosen})")
+    return " + ".join(words)
+
+
+def _differing(options: list[dict[str, Any]]) -> set[str]:
+    names = {name for option in options for name in option}
+    return {n for n in names if len({json.dumps(option.get(n)) for option in options}) > 1}
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]

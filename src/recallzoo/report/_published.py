@@ -1,0 +1,75 @@
+"""The points of the paper's Figure 2, to be laid beside ours."""
+
+import functools
+import io
+from importlib.resources import files
+from typing import Any
+
+import polars as pl
+
+from recallzoo.report._entries import Entry
+
+TASK = {"task": "mqar", "vocab_size": 8192, "filler": "zero", "num_passes": 1, "power": 0.01}
+"""The paper's task but for its sizes; cells with other options are another task."""
+
+CAPTION = (
+    "Hollow, dashed: published in arXiv:2312.04927, Figure 2, read off its pixels (to ±0.01; the "
+    "tooltip says where a point is partly covered), best of four learning rates, one seed. "
+    "Its gated convolutions may have had more than two layers: the released configuration gave "
+    "them four."
+)
+
+
+@functools.cache
+def published_points() -> pl.DataFrame:
+    """One row a mixer, seq_len, num_pairs and d_model: accuracy, uncertainty, hidden."""
+    text = (files("recallzoo.report") / "data" / "published_figure2.csv").read_text("utf-8")
+    return pl.read_csv(io.StringIO(text), comment_prefix="#")
+
+
+def published_rows(found: list[Entry]) -> list[dict[str, Any]]:
+    """Published points of the cells that `found` has as well, in the colour of the first series
+    of that mixer."""
+    points = {
+        (row["mixer"], row["seq_len"], row["num_pairs"], row["d_model"]): row
+        for row in published_points().iter_rows(named=True)
+    }
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in found:
+        key = _published_cell(entry)
+        point = points.get(key) if key else None
+        if point is None or (entry.panel, key) in rows:
+            continue
+        rows[entry.panel, key] = {
+            "source": "published",
+            "panel": entry.panel,
+            "series": _series_of(found, entry),
+            "width": entry.width,
+            "accuracy": point["accuracy"],
+            "low": max(0.0, point["accuracy"] - point["uncertainty"]),
+            "high": min(1.0, point["accuracy"] + point["uncertainty"]),
+            "model": f"{point['mixer']}, published",
+            "reading": f"±{point['uncertainty']:g}" + (", partly covered" * point["hidden"]),
+        }
+    return list(rows.values())
+
+
+def _published_cell(entry: Entry) -> tuple[str, int, int, int] | None:
+    mixers = {mixer["name"] for mixer in entry.mixers}
+    tasks = entry.test_tasks
+    if len(mixers) != 1 or len(tasks) != 1:
+        return None
+    task = tasks[0]
+    if any(task.get(option) != value for option, value in TASK.items()):
+        return None
+    return mixers.pop(), task["seq_len"], task["num_pairs"], entry.width
+
+
+def _series_of(found: list[Entry], entry: Entry) -> str:
+    """One colour for a mixer's published points in a panel, whichever widths each series has."""
+    names = {mixer["name"] for mixer in entry.mixers}
+    return next(
+        other.series
+        for other in found
+        if other.panel == entry.panel and {mixer["name"] for mixer in other.mixers} == names
+    )
