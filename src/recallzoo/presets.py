@@ -1,0 +1,223 @@
+"""The named language models: those of the paper's Table 1, 2 and 5, and room for ours.
+
+    recallzoo list models
+    recallzoo pretrain attention-125m --data DATA --out runs/attention-125m
+
+A name is a mixer and the paper's scale (70m, 125m, 360m, 1.4b). Sizes count GPT-2's vocabulary; a
+run takes its vocabulary from its data, so that the same preset is smaller on a smaller one.
+
+Sources  Parameter counts: Arora et al. 2023, arXiv:2312.04927, Tables 1, 2 and 5. Their widths
+         were not available to us; each preset says whose it follows and where it is ours:
+         Based is HazyResearch/based at 32c1bd4 (train/configs/experiment/reference), safari is
+         HazyResearch/safari (configs/experiment/pile), both of the paper's authors. Where only
+         the depth is ours, it is the one that meets the count. The paper prints no exact count
+         at 70M: those are 6 to 9 layers of about 704.
+         Optimisation: Based's reference (AdamW, peak 8e-4, cosine to a tenth, 1 % warm-up, weight
+         decay 0.1, betas 0.9 and 0.95, clip 1.0, 256 contexts of 2,048 tokens a step).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recallzoo.errors import InvalidConfig, UnknownName
+from recallzoo.mixers import MixerConfig, mixer
+from recallzoo.model import LanguageModel, ModelConfig
+
+GPT2_VOCAB_SIZE = 50_257
+HYENA = mixer("hyena", num_features=33, filter_width=64, sine_frequency=14.0)
+BASE_CONV = (
+    mixer("base_conv", kernel_size=3, filter_skip=True, init="normal"),
+    mixer("base_conv", kernel_size=-1, filter_skip=True, init="normal"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A model by name, with what the paper trained it on."""
+
+    name: str
+    model: ModelConfig
+    widths: str
+    """Whose depth and width these are."""
+    paper_parameters: int | None = None
+    """Parameters that the paper prints, in millions; None where it prints none."""
+    tokens: int = 10_000_000_000
+    """Training tokens in the paper."""
+    context: int = 2_048
+    """Tokens a context."""
+    learning_rate: float = 8e-4
+    global_batch: int = 256
+    """Contexts a step."""
+
+    def __post_init__(self) -> None:
+        printed = f"{self.paper_parameters}M in the paper; " if self.paper_parameters else ""
+        summary = f"{self.model.num_layers} x {self.model.d_model}, {printed}widths: {self.widths}."
+        object.__setattr__(self, "__doc__", summary)
+
+    def build(self, vocab_size: int = GPT2_VOCAB_SIZE, context: int | None = None) -> LanguageModel:
+        """The model, freshly initialised."""
+        return LanguageModel(self.model, vocab_size=vocab_size, max_seq_len=context or self.context)
+
+    def resized(self, d_model: int | None = None, num_layers: int | None = None) -> "Preset":
+        """The preset at another width or depth. Heads keep their width where that divides
+        d_model; a pattern of layers is cut, or repeated as it was. InvalidConfig if it cannot."""
+        model = self.model
+        mixers = model.mixers
+        if d_model is not None:
+            mixers = tuple(_with_width(one, model.d_model, d_model) for one in mixers)
+        if num_layers is not None and len(mixers) > num_layers:
+            mixers = mixers[:num_layers]
+        if num_layers is not None and any("layer_index" in dict(m.options) for m in mixers):
+            mixers = _rwkv_layers(num_layers)
+        model = replace(
+            model,
+            mixers=mixers,
+            d_model=d_model or model.d_model,
+            num_layers=num_layers or model.num_layers,
+        )
+        return replace(self, model=model, paper_parameters=None)
+
+
+def _with_width(config: MixerConfig, before: int, d_model: int) -> MixerConfig:
+    options: dict[str, Any] = dict(config.options)
+    if "num_heads" in options:
+        head_dim = before // options["num_heads"]
+        if d_model % head_dim:
+            raise InvalidConfig(
+                f"d_model={d_model} is no multiple of {head_dim}, the preset's head width. Choose "
+                f"{max(1, round(d_model / head_dim)) * head_dim}, for example."
+            )
+        options["num_heads"] = d_model // head_dim
+    return mixer(config.name, **options)
+
+
+def _up_to_multiple(value: float, of: int) -> int:
+    return -(-int(value) // of) * of
+
+
+def _attention(num_heads: int) -> MixerConfig:
+    return mixer(
+        "attention", num_heads=num_heads, positions="rotary", rotary_fraction=0.5, bias=False
+    )
+
+
+def _llama(num_layers: int, d_model: int, num_heads: int, *, tied: bool = True) -> ModelConfig:
+    """Rotary, SwiGLU, RMSNorm, no biases; the hidden width is 8/3 D, up to a multiple of 128."""
+    return ModelConfig(
+        mixers=(_attention(num_heads),),
+        d_model=d_model,
+        num_layers=num_layers,
+        state_mixer="gated_mlp",
+        mlp_ratio=_up_to_multiple(8 * d_model / 3, 128) / d_model,
+        norm="rms",
+        tie_embeddings=tied,
+    )
+
+
+def _with_mlp(
+    mixers: Sequence[MixerConfig],
+    num_layers: int,
+    d_model: int,
+    mlp_ratio: float = 4.0,
+    *,
+    tied: bool = True,
+) -> ModelConfig:
+    return ModelConfig(
+        mixers=tuple(mixers),
+        d_model=d_model,
+        num_layers=num_layers,
+        state_mixer="mlp",
+        mlp_ratio=mlp_ratio,
+        tie_embeddings=tied,
+    )
+
+
+def _long_conv(num_layers: int, d_model: int) -> ModelConfig:
+    return _with_mlp([mixer("long_conv", init="decay")], num_layers, d_model)
+
+
+def _h3(num_layers: int, d_model: int) -> ModelConfig:
+    return _with_mlp([mixer("h3", d_state=64, init="normal")], num_layers, d_model)
+
+
+def _hyena(num_layers: int, d_model: int, *, tied: bool = True) -> ModelConfig:
+    return _with_mlp([HYENA], num_layers, d_model, 2.0, tied=tied)
+
+
+def _rwkv_layers(num_mixers: int) -> tuple[MixerConfig, ...]:
+    """Time and channel mixing in turn."""
+    num_layers = -(-num_mixers // 2)
+    return tuple(
+        mixer(name, layer_index=i, num_layers=num_layers)
+        for i in range(num_layers)
+        for name in ("rwkv4", "rwkv4_channel")
+    )[:num_mixers]
+
+
+def _rwkv(num_layers: int, d_model: int) -> ModelConfig:
+    mixers = _rwkv_layers(2 * num_layers)
+    return ModelConfig(mixers=mixers, num_layers=len(mixers), d_model=d_model)
+
+
+def _base_conv(num_layers: int, d_model: int) -> ModelConfig:
+    """48 layers is the paper's depth at 360M; an MLP of 2.5 D then meets its count."""
+    return _with_mlp(BASE_CONV, num_layers, d_model, 2.5)
+
+
+def _with_attention(model: ModelConfig, layers: Sequence[int], num_heads: int) -> ModelConfig:
+    """Attention in place of the mixer at some layers."""
+    mixers = model.layer_mixers()
+    for layer in layers:
+        mixers[layer] = _attention(num_heads)
+    return replace(model, mixers=tuple(mixers))
+
+
+_SAFARI_360M = "twice safari's 355M depth at half its MLP, as safari does at 125M"
+_B50 = 50_000_000_000
+_ALL = [
+    Preset(name="attention-70m", model=_llama(6, 704, 11), widths="ours"),
+    Preset(name="attention-125m", model=_llama(12, 768, 12), widths="GPT-2 small's",
+           paper_parameters=125),
+    Preset(name="attention-360m", model=_llama(24, 1024, 16), widths="Based's attn-360m",
+           paper_parameters=360),
+    Preset(name="attention-1.4b", model=_llama(24, 2048, 16, tied=False), tokens=_B50,
+           widths="GPT-NeoX's 1-4B (Based's attn-1b has 36 x 1680, which is 1.30B)",
+           paper_parameters=1_400),
+    Preset(name="long_conv-70m", model=_long_conv(6, 704), widths="ours"),
+    Preset(name="long_conv-125m", model=_long_conv(14, 768), widths="depth ours",
+           paper_parameters=128),
+    Preset(name="long_conv-360m", model=_long_conv(29, 1024), widths="depth ours",
+           paper_parameters=360),
+    Preset(name="h3-70m", model=_h3(6, 704), widths="ours"),
+    Preset(name="h3-125m", model=_h3(18, 768), widths="safari's h3, depth ours",
+           paper_parameters=168),
+    Preset(name="h3-360m", model=_h3(24, 1024), widths="safari's h3-355m",
+           paper_parameters=357),
+    Preset(name="hyena-70m", model=_hyena(9, 704), widths="ours"),
+    Preset(name="hyena-125m", model=_hyena(18, 864), widths="safari's hyena",
+           paper_parameters=158),
+    Preset(name="hyena-360m", model=_hyena(36, 1024), widths=_SAFARI_360M,
+           paper_parameters=358),
+    Preset(name="hyena-1.4b", model=_hyena(36, 2048, tied=False), tokens=_B50,
+           widths="hyena-360m's at twice the width", paper_parameters=1_400),
+    Preset(name="rwkv-70m", model=_rwkv(6, 688), widths="ours"),
+    Preset(name="rwkv-125m", model=_rwkv(17, 768), widths="depth ours", paper_parameters=169),
+    Preset(name="rwkv-360m", model=_rwkv(22, 1024), widths="depth ours", paper_parameters=351),
+    Preset(name="base_conv-70m", model=_base_conv(12, 704), widths="ours"),
+    Preset(name="base_conv-125m", model=_base_conv(24, 768), widths="ours"),
+    Preset(name="base_conv-360m", model=_base_conv(48, 1024), widths="the paper's depth",
+           paper_parameters=354),
+    Preset(name="base_conv_attention-360m",
+           model=_with_attention(_base_conv(48, 1024), (11, 23, 35), 16),
+           widths="base_conv-360m with 3 attention layers, evenly spaced; the paper has 351M"),
+]  # fmt: skip
+
+registry: dict[str, Preset] = {one.name: one for one in _ALL}
+
+
+def preset(name: str) -> Preset:
+    """A preset by name; UnknownName, near names suggested."""
+    if name not in registry:
+        raise UnknownName("model", name, registry)
+    return registry[name]

@@ -1,0 +1,114 @@
+"""Next-token loss through the head, without the logits of all positions at once.
+
+    loss = sum over n of  logsumexp_v(x[n] . W[v]) - x[n] . W[answer[n]]
+
+The gradient of the logits, softmax - one-hot, is known as soon as they are; so each chunk of
+positions makes its logits, loss and both gradients in the forward pass, and its logits are gone
+before the next one's exist. No product is computed twice.
+
+Letters  N positions, D width, V rows of the head, of which the first `vocab_size` are words: the
+         others make products fast and have probability 0.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_LOGITS = 1 << 28
+"""Logits of a chunk: 0.5 GiB in bfloat16."""
+MIN_CHUNK = 256
+
+
+def head_loss(
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    answers: Int[Tensor, "N"],
+    vocab_size: int,
+    *,
+    compiled: bool = False,
+) -> Float[Tensor, ""]:
+    """Sum of the answers' cross-entropy, in nats."""
+    return _HeadLoss.apply(x, weight, answers, vocab_size, compiled)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def token_losses(
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    answers: Int[Tensor, "N"],
+    vocab_size: int,
+) -> Float[Tensor, "N"]:
+    """Cross-entropy of each answer in nats, float32."""
+    dtype = _product_dtype(x)
+    weight = weight.to(dtype)
+    parts = []
+    for rows in _chunks(x, weight):
+        logits = (x[rows].to(dtype) @ weight.T).float()[:, :vocab_size]
+        parts.append(F.cross_entropy(logits, answers[rows], reduction="none"))
+    return torch.cat(parts)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, answers: Tensor, vocab_size: int, compiled: bool
+    ) -> Tensor:
+        dtype = _product_dtype(x)
+        weight_cast = weight.to(dtype)
+        softmax_gradient = _compiled_softmax_gradient() if compiled else _softmax_gradient
+        total = x.new_zeros((), dtype=torch.float32)
+        x_grad = torch.empty_like(x, dtype=dtype)
+        weight_grad = torch.zeros_like(weight)
+        for rows in _chunks(x, weight):
+            chunk = x[rows].to(dtype)
+            loss, gradient = softmax_gradient(chunk @ weight_cast.T, answers[rows], vocab_size)
+            total += loss
+            x_grad[rows] = gradient @ weight_cast
+            weight_grad += gradient.T @ chunk
+        ctx.save_for_backward(x_grad, weight_grad)
+        ctx.x_dtype = x.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_grad, weight_grad = ctx.saved_tensors
+        return (x_grad * grads[0]).to(ctx.x_dtype), weight_grad.mul_(grads[0]), None, None, None
+
+
+def _softmax_gradient(
+    logits: Float[Tensor, "N V"], answers: Int[Tensor, "N"], vocab_size: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, "N V"]]:
+    """The loss and its gradient with respect to the logits, in their dtype."""
+    scores = logits.float()
+    word = torch.arange(logits.shape[1], device=logits.device)
+    if vocab_size < logits.shape[1]:
+        scores = scores.masked_fill(word >= vocab_size, -torch.inf)
+    log_total = torch.logsumexp(scores, dim=1)
+    loss = (log_total - scores.gather(1, answers[:, None])[:, 0]).sum()
+    gradient = torch.exp(scores - log_total[:, None]) - (word == answers[:, None]).float()
+    return loss, gradient.to(logits.dtype)
+
+
+_compiled: list[Any] = []
+
+
+def _compiled_softmax_gradient() -> Any:
+    if not _compiled:
+        _compiled.append(torch.compile(_softmax_gradient, dynamic=False))
+    return _compiled[0]
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def _chunks(x: Tensor, weight: Tensor) -> list[slice]:
+    """Stretches of positions, all but the last of one length, a multiple of MIN_CHUNK."""
+    size = max(1, CHUNK_LOGITS // weight.shape[0] // MIN_CHUNK) * MIN_CHUNK
+    return [slice(start, start + size) for start in range(0, x.shape[0], size)]

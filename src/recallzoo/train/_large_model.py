@@ -1,0 +1,245 @@
+"""A language model made ready for pretraining: padded, compiled, spread over processes."""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from recallzoo.errors import RecallzooError, UserError
+from recallzoo.mixers import Context
+from recallzoo.model import Block, LanguageModel, ModelConfig
+from recallzoo.random import seed_of
+from recallzoo.train._head_loss import head_loss, token_losses
+
+VOCAB_MULTIPLE = 64
+"""The head gets rows up to a multiple of this, for the speed of its products."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, and which this one is."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    joined_here: bool = False
+    """Whether `join_processes` made the group, so that `leave` ends it."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def summed(self, *values: float) -> list[float]:
+        """Each value added up over all processes."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gathered(self, value: int) -> list[int]:
+        """Every process's value."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def leave(self) -> None:
+        """End the group, if `join_processes` made it."""
+        if self.joined_here:
+            dist.destroy_process_group()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def join_processes(device: str) -> Processes:
+    """Join the other processes if started by torchrun. UserError for a device that is absent."""
+    kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"--device {device} is not known. Wanted: auto, cpu or cuda.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda was asked for, but PyTorch sees no CUDA device here. Use --device cpu, "
+            "or see `recallzoo doctor`."
+        )
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    if kind == "cpu":
+        place = torch.device("cpu")
+    elif local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU: there are "
+            f"{torch.cuda.device_count()}. Start torchrun with --nproc-per-node of that number."
+        )
+    else:
+        place = torch.device("cuda", local_rank)
+        torch.cuda.set_device(place)
+    join = world_size > 1 and not dist.is_initialized()
+    if join:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    return Processes(rank, world_size, place, joined_here=join)
+
+
+def padded(vocab_size: int) -> int:
+    """Rows of the embedding and head for a vocabulary."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int) -> LanguageModel:
+    """The initial model of a seed: drawn on the CPU, so equal for every device and number of
+    processes. The caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "initial weights"))
+        return LanguageModel(config, vocab_size=padded(vocab_size), max_seq_len=context)
+
+
+class TrainingModel(nn.Module):
+    """Tokens in, loss out."""
+
+    def __init__(self, model: LanguageModel, vocab_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = vocab_size
+        self.compiles_loss = False
+        # That is for recall tasks, where token 0 stands almost everywhere.
+        model.embedding.spreads_filler = False
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T1"],
+        dropout_key: Int[Tensor, ""] | None = None,
+        by_token: bool = False,
+    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
+        """Loss in nats of each token but a row's first: their sum, or without gradient each.
+
+        In training (with a key) the sum's gradient is that of the mixers' auxiliary losses as
+        well, each times the number of tokens; its value is the cross-entropy alone.
+        """
+        inputs, answers = tokens[:, :-1], tokens[:, 1:].reshape(-1)
+        context = Context(tokens=inputs, dropout_key=dropout_key)
+        x = self.model.hidden(inputs, context=context).flatten(0, 1)
+        weight = self.model.embedding.tokens.weight
+        if self.model.head is not None:
+            weight = self.model.head.weight
+        if by_token:
+            return token_losses(x, weight, answers, self.vocab_size).view(inputs.shape)
+        loss = head_loss(x, weight, answers, self.vocab_size, compiled=self.compiles_loss)
+        for auxiliary in context.losses.values():
+            loss = loss + (auxiliary - auxiliary.detach()) * answers.numel()
+        return loss
+
+
+def compile_model(training: TrainingModel, what: str) -> None:
+    """Compile each block, or all of them as one graph ("blocks", "model")."""
+    import torch._dynamo
+
+    # A hybrid has a graph for each kind of block, in training and in validation.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    training.compiles_loss = True
+    if what == "model":
+        model = training.model
+        model.hidden = torch.compile(model.hidden, dynamic=False)  # pyright: ignore
+        return
+    for block in training.model.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def undo_compiling(training: TrainingModel) -> None:
+    """Back to plain PyTorch, for a compiler that fails."""
+    training.compiles_loss = False
+    training.model.__dict__.pop("hidden", None)
+    for block in training.model.blocks:
+        block.__dict__.pop("forward", None)
+
+
+def checkpoint_activations(training: TrainingModel) -> None:
+    """Keep each block's input alone and compute the rest again when gradients need it."""
+    for block in training.model.blocks:
+        assert isinstance(block, Block)
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.Module:
+    """The model on its device, as one of several copies (ddp) or shares (fsdp)."""
+    if processes.world_size == 1:
+        return training.to(processes.device)
+    if parallel == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        training.to(processes.device)
+        mesh = init_device_mesh(processes.device.type, (processes.world_size,))
+        # Weights are gathered in float32 and cast by autocast, as in one process: mixers read
+        # some of theirs in float32, which a cast while gathering would have rounded.
+        for block in training.model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(training, mesh=mesh)
+        return training
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(
+        training.to(processes.device),
+        device_ids=[processes.device] if processes.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+def set_gradient_sync(module: nn.Module, sync: bool) -> None:
+    """Whether the next backward pass adds gradients up over processes."""
+    if hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(sync)  # pyright: ignore[reportCallIssue]
+    elif hasattr(module, "require_backward_grad_sync"):
+        module.require_backward_grad_sync = sync  # pyright: ignore
+
+
+def end_evaluation(module: nn.Module) -> None:
+    """Let go of weights gathered for a forward pass that no backward pass followed."""
+    if hasattr(module, "reshard"):
+        module.reshard()  # pyright: ignore[reportCallIssue]
+    module.train()
+
+
+def full_state(model: LanguageModel, vocab_size: int) -> dict[str, Tensor]:
+    """All weights on the CPU, without the rows that padded the vocabulary. A step of all
+    processes; they all get the weights."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        whole: Any = parameter.detach()
+        if hasattr(whole, "full_tensor"):
+            whole = whole.full_tensor()
+        if name in ("embedding.tokens.weight", "head.weight"):
+            whole = whole[:vocab_size]
+        state[name] = whole.cpu().clone()
+    return state
+
+
+def compile_errors() -> tuple[type[BaseException], ...]:
+    """What a compiler raises when it cannot do its work."""
+    import torch._dynamo.exc as dynamo
+
+    found: list[type[BaseException]] = [dynamo.TorchDynamoException]
+    try:
+        from torch._inductor.exc import InductorError
+
+        found.append(InductorError)
+    except ImportError:
+        pass
+    return tuple(found)
+
+
+def out_of_memory_advice(micro_batch: int) -> RecallzooError:
+    """For several processes, which cannot agree on a smaller micro-batch within a step."""
+    return RecallzooError(
+        f"a GPU is out of memory with --micro-batch {micro_batch}. Give a smaller one, "
+        f"--checkpoint-activations, or --parallel fsdp. What was saved is kept."
+    )

@@ -1,0 +1,190 @@
+"""A pretraining run decided upon: model, data, sizes, schedule, and the file that records them."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recallzoo.errors import StoreError, UserError
+from recallzoo.files import read_json, write_json
+from recallzoo.presets import Preset, preset
+from recallzoo.run import describe
+from recallzoo.text import Contexts, TokenData, open_data
+from recallzoo.train._pretrain_options import PretrainOptions
+
+RUN_VERSION = 1
+RUN_FILE = "pretrain.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains. `config` says it all, and its hash names the run."""
+
+    preset: Preset
+    data: TokenData
+    contexts: Contexts
+    """Of the training split, one token longer than the context."""
+    context: int
+    global_batch: int
+    num_steps: int
+    learning_rate: float
+    config: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits of the run."""
+        text = json.dumps(self.config, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch * self.context
+
+
+def make_plan(options: PretrainOptions) -> Plan:
+    """Choose everything that is not given. Raises UserError for what contradicts itself or the
+    data, StoreError for data that is damaged."""
+    chosen = preset(options.preset).resized(options.d_model, options.num_layers)
+    data = open_data(options.data)
+    if "train" not in data.splits:
+        raise UserError(f"{options.data} has no training split. Prepare it with --train.")
+    context = options.context or chosen.context
+    global_batch = options.global_batch or chosen.global_batch
+    contexts = data.split("train").contexts(context + 1, stride=context, partial="drop")
+    num_steps = _number_of_steps(options, len(contexts), context, global_batch)
+    learning_rate = options.learning_rate or chosen.learning_rate
+    train = data.split("train")
+    config = {
+        "run_version": RUN_VERSION,
+        "preset": chosen.name,
+        "model": describe(chosen.model),
+        "data": {
+            "corpus": data.name,
+            "tokenizer_hash": data.tokenizer_hash,
+            "vocab_size": data.vocab_size,
+            "train_checksum": train.checksum,
+            "train_tokens": train.num_tokens,
+        },
+        "order": {"seed": options.seed, "context": context, "global_batch": global_batch},
+        "steps": num_steps,
+        "optimizer": {
+            "learning_rate": learning_rate,
+            **{
+                name: getattr(options, name)
+                for name in (
+                    "final_learning_rate",
+                    "warmup",
+                    "weight_decay",
+                    "beta1",
+                    "beta2",
+                    "max_grad_norm",
+                )
+            },
+        },
+        "precision": options.precision,
+    }
+    return Plan(chosen, data, contexts, context, global_batch, num_steps, learning_rate, config)
+
+
+def _number_of_steps(
+    options: PretrainOptions, num_contexts: int, context: int, global_batch: int
+) -> int:
+    per_pass = num_contexts / global_batch
+    if num_contexts < global_batch:
+        raise UserError(
+            f"the training split of {options.data} has {num_contexts:,} contexts of {context:,} "
+            f"tokens, fewer than the {global_batch:,} of one step. Give a smaller --global-batch "
+            f"or --context, or more data."
+        )
+    if options.epochs is not None:
+        steps = math.floor(options.epochs * per_pass)
+        if steps < 1:
+            raise UserError(f"--epochs {options.epochs} of this data is less than one step.")
+        return steps
+    if options.steps is None and options.tokens is None:
+        return math.floor(per_pass)
+    steps = options.steps or math.ceil((options.tokens or 0) / (global_batch * context))
+    if steps > math.floor(per_pass) and not options.repeat_data:
+        given = f"--steps {steps:,}" if options.steps else f"--tokens {options.tokens:,.0f}"
+        raise UserError(
+            f"{given} needs {steps * global_batch:,} contexts of {context:,} tokens, and the "
+            f"training split of {options.data} has {num_contexts:,} ({math.floor(per_pass):,} "
+            f"steps). Give fewer, or --repeat-data to go over them "
+            f"{steps / per_pass:.1f} times."
+        )
+    return steps
+
+
+def open_run(folder: Path, plan: Plan) -> None:
+    """Start the run's folder, or see that it holds this very run. UserError where it holds
+    another one or something else, saying what differs."""
+    path = folder / RUN_FILE
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a folder for the run is wanted.")
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} is not empty and holds no pretraining run ({RUN_FILE} is missing). "
+                f"Choose another --out, so that nothing of yours is mixed with it."
+            )
+        write_json(path, {"hash": plan.hash, **plan.config})
+        return
+    there = read_run(folder)
+    differences = [
+        f"{name} is {old!r} there and {new!r} here"
+        for name, old, new in _compared(there, json.loads(json.dumps(plan.config)))
+    ]
+    if differences:
+        what = _kind_of_difference(there, plan.config)
+        raise UserError(
+            f"{folder} holds another run{what}: {'; '.join(differences[:4])}. Give another --out, "
+            f"or the options of that run."
+        )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder. UserError if there is none or it is newer."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no pretraining run ({RUN_FILE} is missing). Give the --out of a "
+            f"recallzoo pretrain command."
+        )
+    content = read_json(path)
+    version = content.get("run_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise StoreError(f"{path} names no version; it was damaged.")
+    if version > RUN_VERSION:
+        raise UserError(
+            f"{folder} was written by a newer recallzoo (run version {version}, this one knows "
+            f"{RUN_VERSION}). Upgrade recallzoo, or use another --out."
+        )
+    return content
+
+
+def _compared(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[tuple]:
+    found: list[tuple] = []
+    for name in here:
+        old, new = there.get(name), here[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _compared(old, new, f"{prefix}{name}.")
+        elif old != new:
+            short = prefix + name == "model.mixers"
+            found.append((prefix + name, *((_short(old), _short(new)) if short else (old, new))))
+    return found
+
+
+def _short(mixers: Any) -> str:
+    return ", ".join(dict.fromkeys(one["name"] for one in mixers or ()))
+
+
+def _kind_of_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    if there["data"]["tokenizer_hash"] != here["data"]["tokenizer_hash"]:
+        return " on data of another tokenizer"
+    if there["model"] != json.loads(json.dumps(here["model"])):
+        return " of another model"
+    if there["data"] != here["data"] or there["order"] != here["order"]:
+        return " with another order of the data"
+    return ""

@@ -1,0 +1,327 @@
+"""Pretrain one language model: one device, or many under torchrun.
+
+    summary = pretrain(PretrainOptions(preset="attention-70m", data=DATA, out=OUT))
+
+    OUT/
+      pretrain.json     what is trained: model, data, order, schedule
+      metrics.jsonl     one line a step: loss_nats, grad_norm, learning_rate, tokens_per_second, ...
+      checkpoints/      the last ones, see `_large_checkpoint`
+      model/            the finished model in Hugging Face form (recallzoo.hub)
+      summary.json      written last: final losses, speed, memory, versions, everything left out
+
+The data of a step is a function of (seed, step), the initial weights of the seed; so models with
+equal context and global batch see equal data in equal order, and a run that was killed and
+started again, also with another number of processes, goes on as if it had not been.
+"""
+
+import importlib.util
+import json
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recallzoo.errors import RecallzooError, StoreError, UserError
+from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
+from recallzoo.provenance import environment
+from recallzoo.text import open_data
+from recallzoo.train import _large_model as large
+from recallzoo.train._flops import flops_per_token, peak_flops
+from recallzoo.train._large_checkpoint import Checkpoints, empty_moments, training_state
+from recallzoo.train._pretrain_engine import Engine, first_micro_batch
+from recallzoo.train._pretrain_log import Metrics, PretrainProgress, open_sinks, read_metrics
+from recallzoo.train._pretrain_options import PretrainOptions
+from recallzoo.train._pretrain_plan import Plan, make_plan, open_run
+from recallzoo.train._pretrain_valid import Validation
+from recallzoo.train._token_order import Batches, TokenOrder
+
+SUMMARY = "summary.json"
+UNTIMED_STEPS = 5
+"""Steps whose speed is not counted: they compile and allocate."""
+
+
+def pretrain(options: PretrainOptions) -> dict[str, Any]:
+    """Train to the end, or as far as `stop_after_minutes`; returns the summary.
+
+    Raises UserError for options that contradict themselves, the data or what OUT holds;
+    StoreError for damaged data or checkpoints and a disk that is full at the end; RecallzooError
+    when the loss is no longer finite: the batch is saved and nothing is trained on it.
+    """
+    started = time.monotonic()
+    plan = make_plan(options)
+    if (options.out / SUMMARY).exists():
+        open_run(options.out, plan)
+        return read_json(options.out / SUMMARY)
+    processes = large.join_processes(options.device)
+    try:
+        run = _Run(options, plan, processes, started)
+        return run.train()
+    finally:
+        processes.leave()
+
+
+class _Run:
+    """One pretraining run in one process."""
+
+    def __init__(
+        self, options: PretrainOptions, plan: Plan, processes: large.Processes, started: float
+    ) -> None:
+        self.options, self.plan, self.processes = options, plan, processes
+        self._started = self._last_save = started
+        self.progress = PretrainProgress(processes.is_first, options.log_seconds)
+        micro_batch = first_micro_batch(options, plan, processes)
+        if options.export and importlib.util.find_spec("transformers") is None:
+            raise UserError(
+                "writing OUT/model at the end needs transformers, which is not installed. Install "
+                "it with `pip install 'recallzoo[text]'`, or leave it out with --no-export."
+            )
+        sinks: list[Any] = []
+        if processes.is_first:
+            open_run(options.out, plan)
+            remove_leftovers(options.out)
+            if options.verify_data:
+                open_data(options.data, verify=True)
+            sinks = open_sinks(options.out, options.wandb, options.tensorboard, plan.config)
+        processes.wait()
+        self.metrics = Metrics(options.out, sinks)
+
+        self.engine = Engine(options, plan, processes, micro_batch, self.progress.warned)
+        self.checkpoints = Checkpoints(
+            options.out / "checkpoints", processes, plan.hash, options.keep_checkpoints
+        )
+        self.validation = None
+        if options.valid_every != 0:
+            self.validation = Validation.prepare(
+                plan.data, plan.context, options.valid_contexts, options.cut_rates, processes
+            )
+            if self.validation is None:
+                self.progress.warned("no validation: the data has no validation split of a context")
+            elif self.validation.note:
+                self.progress.warned(self.validation.note)
+        self.valid_every = options.valid_every or max(1, plan.num_steps // 20)
+        self._flops, self._peak = self._count_flops()
+
+    def train(self) -> dict[str, Any]:
+        """All steps that are left."""
+        plan, options = self.plan, self.options
+        first = self._resume()
+        order = TokenOrder(len(plan.contexts), options.seed, plan.global_batch)
+        batches = Batches(
+            plan.contexts,
+            order,
+            self.processes.rank,
+            self.processes.world_size,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+        self.progress.start(first, plan.num_steps)
+        step, saved, stop = first, first, False
+        try:
+            for tokens in batches.from_step(first, plan.num_steps):
+                began = time.perf_counter()
+                values, save, stop = self._step(step, tokens, order)
+                step += 1
+                self._report(step, values, time.perf_counter() - began)
+                if step % self.valid_every == 0 or step == plan.num_steps:
+                    self._validate(step)
+                if save or stop or step == plan.num_steps:
+                    self._save(step)
+                    saved = step
+                self._poll_save()
+                if stop:
+                    break
+            if saved < step:
+                self._save(step)
+            self.checkpoints.finish()
+        except KeyboardInterrupt:
+            self._poll_save(wait=True)
+            raise
+        finally:
+            self.progress.end()
+        if step < plan.num_steps:
+            self.progress.say(
+                f"stopped after {options.stop_after_minutes:g} minutes at step {step} of "
+                f"{plan.num_steps}; the same command goes on."
+            )
+            return self._summary(step, "stopped")
+        return self._finish(step)
+
+    def _step(
+        self, step: int, tokens: Tensor, order: TokenOrder
+    ) -> tuple[dict[str, float], bool, bool]:
+        """Train on one step's contexts. Returns what to log, and whether to save and stop."""
+        local, grad_norm = self.engine.gradients(step, tokens)
+        bad = not (math.isfinite(local) and math.isfinite(grad_norm))
+        loss, num_bad, save, stop = self.processes.summed(
+            0.0 if bad else local,
+            float(bad),
+            float(self.processes.is_first and self._is_time_to_save(step + 1)),
+            float(self.processes.is_first and self._is_time_to_stop()),
+        )
+        if num_bad:
+            raise self._not_finite(step, order, local, grad_norm)
+        values = {
+            "loss_nats": loss / self.plan.tokens_per_step,
+            "grad_norm": grad_norm,
+            "learning_rate": self.engine.update(step),
+        }
+        return values, bool(save), bool(stop)
+
+    def _report(self, step: int, values: dict[str, Any], seconds: float) -> None:
+        rate = self.plan.tokens_per_step / seconds
+        values["tokens_per_second"] = rate
+        if self._flops is not None and self._peak is not None:
+            values["mfu"] = self._flops * rate / (self._peak * self.processes.world_size)
+        if self.processes.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.processes.device)
+            values["peak_memory_gib"] = peak / 2**30
+        if self.processes.is_first:
+            tokens = step * self.plan.tokens_per_step
+            self.metrics.write(step, {"tokens": tokens, "seconds": seconds, **values})
+        self.progress.stepped(step, values)
+
+    def _validate(self, step: int) -> None:
+        if self.validation is None:
+            return
+        self.engine.module.eval()
+        with self.engine.autocast():
+            found = self.validation.look(
+                self.engine.module, self.engine.micro_batch, self.processes
+            )
+        large.end_evaluation(self.engine.module)
+        if self.processes.is_first:
+            self.metrics.write(step, found)
+        self.progress.validated(step, found)
+
+    def _is_time_to_save(self, step: int) -> bool:
+        if self.options.save_every is not None:
+            return step % self.options.save_every == 0
+        return time.monotonic() - self._last_save > 60 * self.options.save_minutes
+
+    def _is_time_to_stop(self) -> bool:
+        limit = self.options.stop_after_minutes
+        return limit is not None and time.monotonic() - self._started > 60 * limit
+
+    def _save(self, step: int) -> None:
+        self._poll_save(wait=True)
+        self.checkpoints.save(step, training_state(self.engine.model, self.engine.optimizer))
+        self._last_save = time.monotonic()
+
+    def _poll_save(self, wait: bool = False) -> None:
+        """See what became of the save under way. One that failed is told, and training goes on
+        from memory: the checkpoint before is still there."""
+        try:
+            if wait:
+                self.checkpoints.finish()
+            else:
+                self.checkpoints.poll()
+        except StoreError as error:
+            self.progress.warned(str(error))
+
+    def _resume(self) -> int:
+        remove = self.processes.is_first and self.checkpoints.folder.exists()
+        if remove:
+            remove_leftovers(self.checkpoints.folder)
+        self.processes.wait()
+        step = self.checkpoints.latest()
+        empty_moments(self.engine.optimizer, step or 0)
+        if step is not None:
+            self.checkpoints.load(step, training_state(self.engine.model, self.engine.optimizer))
+            self.progress.say(f"going on from step {step} of {self.plan.num_steps}")
+        if self.processes.is_first:
+            self.metrics.start(step or 0)
+        return step or 0
+
+    def _not_finite(
+        self, step: int, order: TokenOrder, loss: float, grad_norm: float
+    ) -> RecallzooError:
+        """Save the batch and say so."""
+        self._poll_save(wait=True)
+        path = self.options.out / f"not_finite-step-{step + 1:08d}.safetensors"
+        if self.processes.is_first:
+            numbers = torch.from_numpy(order.contexts_of(step))
+            tokens = self.plan.contexts.batch(numbers.numpy()).tokens
+            about = {"step": step + 1, "loss_nats": str(loss), "grad_norm": str(grad_norm)}
+            with atomic_file(path) as temporary:
+                save_file(
+                    {"tokens": tokens, "contexts": numbers},
+                    temporary,
+                    {"about": json.dumps(about)},
+                )
+        return RecallzooError(
+            f"the loss or its gradient is not finite at step {step + 1} (loss {loss}, gradient "
+            f"norm {grad_norm}). Nothing was trained on this batch, which is saved as {path}. "
+            f"Checkpoints are kept. Try a lower --learning-rate or a longer --warmup, with "
+            f"another --out."
+        )
+
+    def _finish(self, step: int) -> dict[str, Any]:
+        if self.options.export:
+            weights = large.full_state(self.engine.model, self.engine.vocab_size)
+            if self.processes.is_first:
+                from recallzoo.hub import export
+
+                export(
+                    self.options.out / "model",
+                    self.plan.preset.model,
+                    weights,
+                    vocab_size=self.engine.vocab_size,
+                    context=self.plan.context,
+                    tokenizer_folder=self.plan.data.tokenizer_folder,
+                )
+        summary = self._summary(step, "finished")
+        if self.processes.is_first:
+            write_json(self.options.out / SUMMARY, summary)
+        self.processes.wait()
+        return summary
+
+    def _summary(self, step: int, status: str) -> dict[str, Any]:
+        lines = read_metrics(self.options.out)
+        steps = [line for line in lines if "loss_nats" in line]
+        timed = steps[UNTIMED_STEPS:] or steps
+        valid = [line for line in lines if "valid_loss_nats" in line]
+        device = self.processes.device
+
+        def median(name: str) -> float | None:
+            return statistics.median(line[name] for line in timed) if name in timed[-1] else None
+
+        return {
+            "status": status,
+            "hash": self.plan.hash,
+            "preset": self.plan.preset.name,
+            "parameters": self.engine.num_parameters,
+            "steps": step,
+            "tokens": step * self.plan.tokens_per_step,
+            "train_loss_nats": steps[-1]["loss_nats"] if steps else None,
+            "valid": valid[-1] if valid else None,
+            "tokens_per_second": median("tokens_per_second") if timed else None,
+            "mfu": median("mfu") if timed else None,
+            "flops_per_token": self._flops,
+            "peak_memory_gib": steps[-1].get("peak_memory_gib") if steps else None,
+            "train_seconds": sum(line["seconds"] for line in steps),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "processes": self.processes.world_size,
+            "parallel": self.options.parallel if self.processes.world_size > 1 else "one process",
+            "micro_batch": self.engine.micro_batch,
+            "compile": self.engine.compiled,
+            "checkpoint_activations": self.options.checkpoint_activations,
+            "notes": self.progress.warnings,
+            "provenance": environment(),
+            "config": self.plan.config,
+        }
+
+    def _count_flops(self) -> tuple[float | None, float | None]:
+        peak = peak_flops(self.processes.device)
+        if self.processes.device.type == "cuda" and peak is None:
+            name = torch.cuda.get_device_name(self.processes.device)
+            self.progress.warned(f"no MFU: the peak speed of {name} is not known")
+        try:
+            model, vocab_size = self.plan.preset.model, self.engine.vocab_size
+            return flops_per_token(model, vocab_size, self.plan.context), peak
+        # Counting runs mixers on tensors without numbers, which one of a user's own may not bear.
+        except Exception as error:  # noqa: BLE001
+            self.progress.warned(f"no MFU: counting failed ({type(error).__name__}: {error})")
+            return None, peak

@@ -1,0 +1,73 @@
+"""The named models: the paper's sizes, built without memory; other sizes of them."""
+
+import pytest
+import torch
+
+from recallzoo.errors import InvalidConfig, UnknownName
+from recallzoo.presets import GPT2_VOCAB_SIZE, preset, registry
+
+PAPERS = [name for name, one in registry.items() if one.paper_parameters is not None]
+FAMILIES = {"attention": 4, "long_conv": 3, "h3": 3, "hyena": 4, "rwkv": 3}
+
+
+def parameters(name: str, vocab_size: int = GPT2_VOCAB_SIZE) -> int:
+    with torch.device("meta"):
+        return preset(name).build(vocab_size).num_parameters()
+
+
+def test_the_papers_17_models_are_there():
+    for family, number in FAMILIES.items():
+        assert sum(name.rsplit("-", 1)[0] == family for name in registry) == number
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_parameters_are_within_3_percent_of_the_papers(name):
+    wanted = registry[name].paper_parameters
+    assert wanted is not None
+    assert parameters(name) / 1e6 == pytest.approx(wanted, rel=0.03)
+
+
+@pytest.mark.parametrize("name", [name for name in registry if name.endswith("-70m")])
+def test_the_smallest_scale_has_about_70_million_parameters(name):
+    assert parameters(name) / 1e6 == pytest.approx(70, rel=0.05)
+
+
+def test_every_preset_says_whose_widths_it_has():
+    for one in registry.values():
+        assert one.widths in (one.__doc__ or "")
+        assert one.context == 2048
+
+
+def test_a_smaller_vocabulary_takes_its_rows_from_the_embedding_alone():
+    name, width = "attention-70m", preset("attention-70m").model.d_model
+    assert parameters(name) - parameters(name, 16_384) == (GPT2_VOCAB_SIZE - 16_384) * width
+
+
+@pytest.mark.parametrize("name", registry)
+def test_every_preset_trains_at_a_tiny_size(name):
+    tiny = preset(name).resized(128 if "attention" in name else 16, 2)
+    model = tiny.build(vocab_size=11, context=6)
+    tokens = torch.arange(6)[None] % 11
+    model.loss(tokens, torch.arange(5)[None], tokens[:, 1:]).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    # Keys of H3 and the like may be without influence at six tokens; most must have some.
+    assert sum(g is not None and bool(g.abs().sum() > 0) for g in gradients.values()) > 0.8 * len(
+        gradients
+    )
+    assert all(g is None or bool(g.isfinite().all()) for g in gradients.values())
+
+
+def test_a_width_that_splits_no_heads_is_refused_with_one_that_does():
+    with pytest.raises(InvalidConfig, match="192"):
+        preset("attention-125m").resized(d_model=200)
+
+
+def test_rwkv_at_another_depth_has_that_depths_initial_decays():
+    model = preset("rwkv-70m").resized(num_layers=4).model
+    assert [dict(m.options)["layer_index"] for m in model.mixers] == [0, 0, 1, 1]
+    assert {dict(m.options)["num_layers"] for m in model.mixers} == {2}
+
+
+def test_an_unknown_model_suggests_near_names():
+    with pytest.raises(UnknownName, match="attention-125m"):
+        preset("atention-125m")
