@@ -73,3 +73,11 @@ class Exploding(PreviousToken):
     def forward(self, x):
         moved = (self.out.weight - self.start).abs().amax()
         return super().forward(x) * torch.where(moved > self.limit, torch.inf, 1.0)
+
+
+class Breaking(PreviousToken):
+    """Cannot be compiled in one piece."""
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return super().forward(x)

@@ -2,6 +2,7 @@
 
 from recallzoo.mixers._configure import MixerConfig, mixer, mixer_class, option_types, registry
 from recallzoo.mixers._contract import (
+    HAS_TRITON,
     Cache,
     Context,
     Mixer,
@@ -13,6 +14,7 @@ from recallzoo.mixers._contract import (
 from recallzoo.options import OptionValue
 
 __all__ = [
+    "HAS_TRITON",
     "Cache",
     "Context",
     "Mixer",

@@ -13,7 +13,6 @@ is the number of elements that `step` carries in its cache, counted, never decla
 Letters   B batch, T time, D width (d_model), H heads, K key width or filter taps.
 """
 
-import functools
 import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -25,6 +24,9 @@ from torch import Tensor, nn
 from recallzoo.errors import InvalidConfig
 from recallzoo.options import OptionValue
 from recallzoo.random import dropout, mix64, uniform
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether kernels of our own can be compiled for CUDA."""
 
 # Checkers of types at run time cannot follow an alias into itself.
 if TYPE_CHECKING:
@@ -166,12 +168,6 @@ class Mixer(nn.Module):
         """Whether the recurrent form is given. Without it the state size is unknown."""
         cls = type(self)
         return cls.step is not Mixer.step and cls.init_cache is not Mixer.init_cache
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether kernels of our own can be compiled for CUDA."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def select_positions(

@@ -30,7 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, has_triton
+from recallzoo.mixers._contract import HAS_TRITON, Cache, Context, Mixer, OptionValue
+from recallzoo.mixers._wkv4 import wkv4
 
 RADIX = 4
 """Positions that are summed directly; longer stretches are sums of sums."""
@@ -106,9 +107,7 @@ class RWKV4(Mixer):
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
         k, v, gate = self._project(x, _one_later(x, 0.0))
         decay, first = self.time_decay.float().exp(), self.time_first.float()
-        if k.is_cuda and has_triton():
-            from recallzoo.mixers._wkv4 import wkv4
-
+        if k.is_cuda and HAS_TRITON:
             wkv = wkv4(k, v, decay[None], first[None])
         else:
             wkv = weighted_mean(k.float(), v.float(), decay, first)

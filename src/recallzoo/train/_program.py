@@ -14,6 +14,7 @@ Letters   R packed runs, B batch, T time, Q queries, V vocabulary, N examples.
 
 import contextlib
 import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -74,13 +75,17 @@ class Program:
         compiled: bool,
     ) -> None:
         self.runs = runs
+        self.fallbacks: list[str] = []
+        self.compile_seconds = 0.0
+        """Of the present program."""
+        self.all_compile_seconds = 0.0
         self.stack = stack
         self.adamw = adamw
         self.device = device
         self.batch_size = runs[0].budget.batch_size
         self.num_batches = [len(segment) // self.batch_size for segment in train]
         self._train = train
-        self._compiled = compiled
+        self.is_compiled = compiled
         self._training = _Trunk(stack.skeleton)
         self._evaluating = _Trunk(copy.deepcopy(stack.skeleton).eval())
         self._dtype = torch.bfloat16 if runs[0].precision == "bf16" else torch.float32
@@ -101,15 +106,32 @@ class Program:
 
     def _build(self) -> None:
         """(Re)make what depends on the number of runs."""
-        self._trunk: Callable[..., tuple[Tensor, Tensor]] = (
-            torch.compile(self._mapped_trunk, dynamic=False)
-            if self._compiled
-            else self._mapped_trunk
-        )
-        self._update: Callable[..., None] = (
-            torch.compile(self.adamw.update, dynamic=False) if self._compiled else self.adamw.update
-        )
+        self._trunk: Callable[..., tuple[Tensor, Tensor]] = self._mapped_trunk
+        self._update: Callable[..., None] = self.adamw.update
+        self._is_tried = False
+        if self.is_compiled:
+            # The compiler keeps a few programs for each function and then stops compiling it.
+            torch._dynamo.reset()
+            self._trunk = torch.compile(self._mapped_trunk, dynamic=False, fullgraph=True)
+            self._update = torch.compile(self.adamw.update, dynamic=False)
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
+
+    def _try_compiled(self, *batch: Tensor) -> None:
+        """Compile the step, or, where that fails, say so and go on without."""
+        self._is_tried = True
+        started = time.monotonic()
+        try:
+            self._losses_and_gradients(*batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the reason)
+            reason = str(error).strip().partition("\n")[0][:200]
+            self.fallbacks.append(
+                f"the training step was not compiled: {type(error).__name__}: {reason}"
+            )
+            self._trunk, self.is_compiled = self._mapped_trunk, False
+        self.compile_seconds = time.monotonic() - started
+        self.all_compile_seconds += self.compile_seconds
 
     def _mapped_trunk(
         self,
@@ -163,9 +185,10 @@ class Program:
         index = self._orders[segment].index_select(1, self._cursor.view(1)).squeeze(1)
         data = self._train[segment]
         keys = mix64(self._seeds + self.step * 0x9E3779B97F4A7C1)
-        losses, gradients = self._losses_and_gradients(
-            data.tokens[index], data.query_positions[index], data.answers[index], keys
-        )
+        batch = (data.tokens[index], data.query_positions[index], data.answers[index], keys)
+        if self.is_compiled and not self._is_tried:
+            self._try_compiled(*batch)
+        losses, gradients = self._losses_and_gradients(*batch)
         self._update(self.stack.parameters, gradients, self.step)
         bad = ~torch.isfinite(losses) & (self.first_bad_step < 0)
         self.first_bad_step.copy_(torch.where(bad, self.step, self.first_bad_step))
@@ -203,7 +226,7 @@ class Program:
     def _replay(self, key: Any, function: Callable[[], None]) -> None:
         """Run `function` through a CUDA graph, captured on first use."""
         if key not in self._graphs:
-            state = [t.clone() for t in self._state()]
+            state = {name: tensor.clone() for name, tensor in self._tensors().items()}
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -214,20 +237,8 @@ class Program:
             with torch.cuda.graph(graph):
                 function()
             self._graphs[key] = graph
-            for tensor, saved in zip(self._state(), state, strict=True):
-                tensor.copy_(saved)
+            self.load_state_dict(state)
         self._graphs[key].replay()
-
-    def _state(self) -> list[Tensor]:
-        """Everything that a step changes."""
-        return [
-            self.step,
-            self.loss_sum,
-            self.first_bad_step,
-            *self.stack.parameters.values(),
-            *self.adamw.first_moment.values(),
-            *self.adamw.second_moment.values(),
-        ]
 
     @torch.no_grad()
     def evaluate(
@@ -282,8 +293,18 @@ class Program:
         self._orders = [order[index] for order in self._orders]
         self._build()
 
-    def state_dict(self) -> Tensors:
-        """All that a checkpoint needs beside the runs' configuration."""
+    def state_dict(self, rows: list[int]) -> Tensors:
+        """All that a checkpoint needs of the runs at `rows`, beside their configuration."""
+        index = self._per_run(rows)
+        state = self._tensors()
+        return {name: t[index] if t.ndim else t for name, t in state.items()}
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from a checkpoint of the same runs."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
+
+    def _tensors(self) -> Tensors:
         return {
             "step": self.step,
             "loss_sum": self.loss_sum,
@@ -292,11 +313,6 @@ class Program:
             **{f"first_moment/{n}": t for n, t in self.adamw.first_moment.items()},
             **{f"second_moment/{n}": t for n, t in self.adamw.second_moment.items()},
         }
-
-    def load_state_dict(self, state: Tensors) -> None:
-        """Go on from a checkpoint of the same runs."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
 
 
 def _named(parameters: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:

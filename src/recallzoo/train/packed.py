@@ -70,6 +70,8 @@ class _Member:
     """One run of a pack while it trains."""
 
     run: Run
+    row: int
+    """Where it is in the program."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -84,10 +86,10 @@ class Pack:
         self.runs = runs
         self.device = torch.device(device)
         self.options = options or PackOptions()
-        self._members = [_Member(run) for run in runs]
-        self._fallbacks: list[str] = []
+        self._members = [_Member(run, row) for row, run in enumerate(runs)]
         self._epoch = 0
         self._seconds_before = 0.0
+        self._step_seconds = 0.0
 
         data = runs[0].data
         splits = make_splits(data, self.device)
@@ -103,7 +105,6 @@ class Pack:
         compiled = self.options.compiled
         if compiled is None:
             compiled = self.device.type == "cuda"
-        self._compiled = compiled
         self._program = Program(runs, stack, adamw, self._train, self.device, compiled=compiled)
         self._num_parameters = stack.num_parameters
         self._state_size = _state_size(runs[0])
@@ -123,7 +124,8 @@ class Pack:
         epochs = min(self.budget.evaluate_every, self.budget.num_epochs - self._epoch)
         steps_before = int(program.step)
         program.loss_sum.zero_()
-        last_report = time.monotonic()
+        started = last_report = time.monotonic()
+        compiled_before = program.all_compile_seconds
         for _ in range(epochs):
             next_batch = [0] * len(self._train)
             for done, segment in enumerate(program.start_epoch(self._epoch), start=1):
@@ -135,9 +137,12 @@ class Pack:
             self._epoch += 1
         num_steps = self._epoch * self.steps_per_epoch - steps_before
         losses = (program.loss_sum / num_steps).tolist()
+        compiling = program.all_compile_seconds - compiled_before
+        self._step_seconds = (time.monotonic() - started - compiling) / num_steps
         valid_losses, correct = program.evaluate(self._valid)
         accuracy = _accuracy(correct)
-        for i, member in enumerate(self._members):
+        for member in self._members:
+            i = member.row
             member.metrics.append(
                 {
                     "epoch": self._epoch,
@@ -154,36 +159,50 @@ class Pack:
         diverged = self._program.first_bad_step.tolist()
         status: dict[int, Status] = {}
         solved_groups = set()
-        for i, member in enumerate(self._members):
+        for member in self._members:
             stop = self.budget.stop_accuracy
-            if diverged[i] >= 0:
-                status[i] = "diverged"
+            if diverged[member.row] >= 0:
+                status[member.row] = "diverged"
             elif stop is not None and member.metrics[-1]["valid_accuracy"] >= stop:
-                status[i] = "solved"
+                status[member.row] = "solved"
                 solved_groups.add(member.run.group_key)
             elif self._epoch >= self.budget.num_epochs:
-                status[i] = "finished"
+                status[member.row] = "finished"
         if self.budget.stop_group:
-            for i, member in enumerate(self._members):
+            for member in self._members:
                 if member.run.group_key in solved_groups:
-                    status.setdefault(i, "group_solved")
+                    status.setdefault(member.row, "group_solved")
         if not status:
             return
         test_losses, correct = self._program.evaluate(self._test)
         seconds = self._seconds_before + time.monotonic() - self._started
-        for i, why in status.items():
-            yield self._result(
-                self._members[i],
-                why,
-                float(test_losses[i]),
-                [c[i] for c in correct],
-                diverged[i] if why == "diverged" else None,
-                seconds / len(self.runs),
-            )
-        staying = [i for i in range(len(self._members)) if i not in status]
-        self._members = [self._members[i] for i in staying]
-        if staying:
-            self._program.keep(staying)
+        for member in self._members:
+            if member.row in status:
+                why = status[member.row]
+                yield self._result(
+                    member,
+                    why,
+                    float(test_losses[member.row]),
+                    [c[member.row] for c in correct],
+                    diverged[member.row] if why == "diverged" else None,
+                    seconds / len(self.runs),
+                )
+        self._members = [member for member in self._members if member.row not in status]
+        if self._members and self._shrinking_pays():
+            self._shrink()
+
+    def _shrinking_pays(self) -> bool:
+        """Whether the time that the runs which are done would still take is worth compiling for
+        fewer. Until then they ride along, unseen."""
+        program = self._program
+        steps_left = (self.budget.num_epochs - self._epoch) * self.steps_per_epoch
+        saved = steps_left * self._step_seconds * (1 - len(self._members) / len(program.runs))
+        return saved >= program.compile_seconds
+
+    def _shrink(self) -> None:
+        self._program.keep([member.row for member in self._members])
+        for row, member in enumerate(self._members):
+            member.row = row
 
     def _result(
         self,
@@ -217,8 +236,8 @@ class Pack:
                 **environment(),
                 "device": device_name(self.device),
                 "pack_size": len(self.runs),
-                "compiled": self._compiled,
-                "fallbacks": self._fallbacks,
+                "compiled": self._program.is_compiled,
+                "fallbacks": list(self._program.fallbacks),
             },
             metrics=member.metrics,
             rows=rows,
@@ -237,7 +256,9 @@ class Pack:
                 num_steps=self.num_steps,
                 num_active=len(self._members),
                 num_runs=len(self.runs),
-                train_loss_nats=(self._program.loss_sum / taken).tolist(),
+                train_loss_nats=(self._program.loss_sum / taken)[
+                    [member.row for member in self._members]
+                ].tolist(),
                 best_valid_accuracy=max(seen, default=None),
             )
         )
@@ -253,7 +274,10 @@ class Pack:
             "seconds": self._seconds_before + time.monotonic() - self._started,
             "members": [{"hash": m.run.hash, "metrics": m.metrics} for m in self._members],
         }
-        tensors = {n: t.contiguous().cpu() for n, t in self._program.state_dict().items()}
+        tensors = {
+            n: t.contiguous().cpu()
+            for n, t in self._program.state_dict([m.row for m in self._members]).items()
+        }
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, {"state": json.dumps(state, allow_nan=False)})
 
@@ -287,7 +311,8 @@ class Pack:
                 f"train this pack from the start; finished runs are not affected."
             ) from error
         self._members = [
-            _Member(self.runs[by_hash[m["hash"]]], m["metrics"]) for m in state["members"]
+            _Member(self.runs[by_hash[m["hash"]]], row, m["metrics"])
+            for row, m in enumerate(state["members"])
         ]
         self._epoch = state["epoch"]
         self._seconds_before = state["seconds"]

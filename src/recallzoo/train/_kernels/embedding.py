@@ -32,7 +32,7 @@ def _look_up(weight, tokens, vectors, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: t
 
 @triton.jit
 def _add_gradient(
-    tokens, d_vectors, d_weight, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
+    tokens, d_vectors, d_weight, scale, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
 ):
     run = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,7 +40,7 @@ def _add_gradient(
     inside = (row[:, None] < N) & (col[None, :] < E)
     token = tl.load(tokens + run * N + row, mask=row < N, other=0)
     at = d_vectors + (run * N + row[:, None]) * E + col[None, :]
-    g = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    g = scale * tl.load(at, mask=inside, other=0.0).to(tl.float32)
     is_filler = token[:, None] == 0
     filler = tl.sum(tl.where(is_filler, g, 0.0), axis=0)
     start = d_weight + run * V * E
@@ -58,11 +58,14 @@ def look_up(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     return vectors
 
 
-def add_gradient(tokens: Tensor, d_vectors: Tensor, d_weight: Tensor) -> None:
-    """Add the gradient of the vectors [R, N, E] to that of the weights [R, V, E], in float32."""
+def add_gradient(
+    tokens: Tensor, d_vectors: Tensor, d_weight: Tensor, *, scale: float = 1.0
+) -> None:
+    """Add `scale` times the gradient of the vectors [R, N, E] to that of the weights [R, V, E],
+    in float32."""
     (runs, vocab_size, width), num_tokens = d_weight.shape, tokens.shape[1]
     grid, sizes = _launch(runs, num_tokens, width)
-    _add_gradient[grid](tokens, d_vectors, d_weight, num_tokens, vocab_size, width, **sizes)
+    _add_gradient[grid](tokens, d_vectors, d_weight, scale, num_tokens, vocab_size, width, **sizes)
 
 
 def _launch(runs: int, num_tokens: int, width: int) -> tuple[tuple[int, int], dict[str, int]]:
