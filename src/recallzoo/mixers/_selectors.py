@@ -194,7 +194,7 @@ class Threshold(_Gated):
     ) -> None:
         super().__init__(d_model, max_seq_len, num_rows, noise, auxiliary_weight)
         self.limit = min(max_seq_len, round(num_rows * burst))
-        start = NormalDist().inv_cdf(1 - min(max(self.share, 1e-3), 1 - 1e-3))
+        start = NormalDist().inv_cdf(1 - min(max(self.share, 1e-6), 1 - 1e-6))
         self.threshold = nn.Parameter(torch.tensor(start))
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Selection:
