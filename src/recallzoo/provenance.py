@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -22,11 +23,12 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of the source tree that recallzoo runs from, `+changes` if it differs; None
-    outside of a git checkout (an installed wheel is named by its version)."""
+    """Commit of the source tree that recallzoo runs from, `+changes` if it differs. Outside of a
+    git checkout what RECALLZOO_COMMIT says (for copies on other machines), or None (an installed
+    wheel is named by its version)."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
-        return None
+        return os.environ.get("RECALLZOO_COMMIT")
 
     def git(*arguments: str) -> str:
         return subprocess.run(
