@@ -69,7 +69,14 @@ def test_output_is_softmax_over_the_matches_and_zero_where_there_is_none(options
             torch.testing.assert_close(got[b, t], wanted, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{"num_latest": 3}, {"match": "hash", "hash_bits": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_latest": 3},
+        {"match": "hash", "hash_bits": 3},
+        {"match": "hash", "hash_bits": 3, "num_heads": 4, "sink": False},
+    ],
+)
 def test_long_sequences_and_asked_positions_agree_with_each_other(options):
     """The sorted form against the one by index, gradients included."""
     module = build(700, **options)
@@ -94,6 +101,7 @@ def test_equal_hidden_states_have_equal_codes_and_opposite_ones_have_not():
     keys, code = module._keys(torch.cat([x, x, -x], dim=1), Context())
     assert torch.equal(keys[:, :3], keys[:, 3:6])
     assert torch.equal(keys[:, 6:], 2**6 - 1 - keys[:, :3])
+    assert keys.shape == (2, 9, 1)
     assert code is not None
     assert code.shape == (2, 9, 6)
 
@@ -111,6 +119,31 @@ def test_a_hash_of_one_hot_states_finds_what_equal_tokens_find():
     # The agreement of codes adds one number to all scores of a query, which the sink would see.
     hashed.sink = exact.sink = False
     torch.testing.assert_close(hashed(x, agree[0]), exact(x, agree[1]), rtol=0, atol=2e-6)
+
+
+def test_heads_look_up_by_codes_of_their_own():
+    """Where one head's maps are zero, all its codes are equal: it sees the latest tokens."""
+    module = build(match="hash", hash_bits=8, num_heads=2, num_latest=1, sink=False)
+    assert module.hash is not None
+    with torch.no_grad():
+        module.hash.weight[8:] = 0.0
+        module.out_proj.weight.copy_(torch.eye(16))
+        module.out_proj.bias.zero_()
+    x, _ = inputs(24)
+    v = module.qkv(x).chunk(3, dim=-1)[2]
+    y = module(x, Context())
+    torch.testing.assert_close(y[:, 1:, 8:], v[:, 1:, 8:], rtol=0, atol=1e-6)
+    assert (y[:, 1:, :8] == 0).all(-1).any()
+
+
+def test_noise_in_codes_comes_while_training_only_and_from_the_key():
+    module = build(match="hash", hash_bits=6, hash_noise=2.0)
+    x, _ = inputs(24)
+    contexts = [Context(dropout_key=torch.tensor(key)) for key in (1, 1, 2)]
+    first, again, other = (module._keys(x, context)[0] for context in contexts)
+    assert torch.equal(first, again)
+    assert (first != other).any()
+    assert (first != module._keys(x, Context())[0]).any()
 
 
 def test_the_hash_learns_from_the_matches_it_finds():
@@ -162,6 +195,8 @@ def test_state_is_keys_values_and_the_index():
         ({"num_latest": 0}, "num_latest=0 must be at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide d_model=16"),
         ({"hash_bits": 4}, "hash_bits=4 would be ignored with match='token'"),
+        ({"hash_noise": 0.0}, "hash_noise=0.0 would be ignored with match='token'"),
+        ({"match": "hash", "hash_noise": -0.1}, "hash_noise=-0.1 must be at least 0"),
         ({"match": "hash", "hash_bits": 0}, "hash_bits=0 must be between 1 and 32"),
         ({"match": "hash", "hash_bits": 33}, "hash_bits=33 must be between 1 and 32"),
     ],
