@@ -5,6 +5,7 @@ The cluster is a real one, of this machine's CPUs.
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -115,6 +116,30 @@ def metrics(folder: Path) -> dict[str, str]:
     return {path.parent.name: path.read_text() for path in folder.glob("runs/*/metrics.jsonl")}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"devices": 2}, {"ray_address": "auto"}, {"executor": "slurm"}, {**ON_RAY, "devices": 0}],
+)
+def test_options_that_would_be_ignored_are_refused(options):
+    with pytest.raises(InvalidConfig):
+        SweepOptions(**options)
+
+
+def test_an_address_where_nothing_listens_is_named(tmp_path):
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = SweepOptions(**{**ON_RAY, "ray_address": f"127.0.0.1:{port}"})
+    with pytest.raises(UserError, match=f"no Ray cluster answers at '127.0.0.1:{port}'"):
+        sweep(RUNS, Store(tmp_path), Notes(), options)
+
+
+def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'recallzoo\[ray\]'"):
+        sweep(RUNS, Store(tmp_path / "o"), Notes(), SweepOptions(**ON_RAY))
+
+
 @pytest.fixture(scope="module")
 def ray():
     """One cluster for all tests here; as many CPUs as workers, however few the machine has."""
@@ -165,18 +190,3 @@ def test_a_pack_that_takes_down_every_worker_is_given_up(ray, tmp_path, monkeypa
 def test_a_device_that_the_cluster_lacks_is_named(ray, tmp_path, device, said):
     with pytest.raises(UserError, match=said):
         sweep(RUNS, Store(tmp_path), Notes(), SweepOptions(**{**ON_RAY, "device": device}))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"devices": 2}, {"ray_address": "auto"}, {"executor": "slurm"}, {**ON_RAY, "devices": 0}],
-)
-def test_options_that_would_be_ignored_are_refused(options):
-    with pytest.raises(InvalidConfig):
-        SweepOptions(**options)
-
-
-def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'recallzoo\[ray\]'"):
-        sweep(RUNS, Store(tmp_path / "o"), Notes(), SweepOptions(**ON_RAY))

@@ -2,11 +2,15 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from recallzoo.errors import UserError
+
+ANSWER_SECONDS = 10.0
+"""Time within which a cluster's address must answer."""
 
 
 @contextmanager
@@ -36,6 +40,7 @@ def connected(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
+        _require_answer(address)
         ray.init(
             address=address,
             num_cpus=num_cpus if address == "local" else None,
@@ -43,7 +48,7 @@ def connected(
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster answers at {address!r}: {error}. Start one with `ray start --head`, "
             f"or leave the address out to use this machine alone."
@@ -52,3 +57,10 @@ def connected(
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """OSError if nothing listens at host:port: Ray itself would go on trying for many minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
