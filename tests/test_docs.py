@@ -8,17 +8,19 @@ before the block changes that:
     <!-- docs: exit 2 -->   it is expected to fail with this exit code
 
 A fenced `python` block whose first line is a comment with a file's name, as `# my_mixer.py`, is
-written to that file for the commands after it.
+written to that file for the commands after it. `python my_mixer.py` then runs it.
 """
 
 import re
+import runpy
 import shlex
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from recallzoo.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")) if p.exists()]
@@ -26,6 +28,7 @@ BLOCK = re.compile(
     r"(?:^<!-- docs: (?P<marker>[^>]*?) -->\n+)?^```(?P<kind>sh|console|python)\n(?P<body>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 FILE_NAME = re.compile(r"# (\w+\.py)\n")
 
 
@@ -50,10 +53,12 @@ class SourceFile:
 def steps_of(text: str) -> list[Command | SourceFile]:
     """The commands and files in a page's fenced blocks. ValueError for an unknown marker."""
     found: list[Command | SourceFile] = []
+    shown = set()
     for block in BLOCK.finditer(text):
         if block["kind"] == "python":
             if name := FILE_NAME.match(block["body"]):
                 found.append(SourceFile(name[1], block["body"]))
+                shown.add(name[1])
             continue
         marker = block["marker"] or ""
         known = re.fullmatch(r"(parse)?|exit (\d+)", marker)
@@ -67,35 +72,52 @@ def steps_of(text: str) -> list[Command | SourceFile]:
                     continue
                 line = line[2:]
             words = tuple(shlex.split(line, comments=True))
-            if words and words[0] in ("recallzoo", "make"):
+            runs_shown = words[:1] == ("python",) and words[1:2] and words[1] in shown
+            if words and (words[0] in ("recallzoo", "make") or runs_shown):
                 code = int(known[2] or 0)
                 found.append(Command(words, first_line + number, bool(known[1]), code))
     return found
 
 
-def _to_run(command: Command) -> tuple[list[str], Path | None]:
-    """The process to start; where, if not in the page's folder."""
-    if command.words[0] == "make":
-        return ["make", "--dry-run", *command.words[1:]], REPOSITORY
+def _arguments(command: Command) -> list[str]:
+    """What follows `recallzoo`, so that a command whose options alone are checked runs nothing."""
     arguments = list(command.words[1:])
     if command.parse_only:
         arguments.append("--dry-run" if arguments[0] == "run" else "--help")
-    return [sys.executable, "-m", "recallzoo", *arguments], None
+    return arguments
+
+
+def _make(command: Command) -> int:
+    arguments = ["make", "--dry-run", *command.words[1:]]
+    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, check=False).returncode
+
+
+def _python(command: Command) -> int:
+    runpy.run_path(command.words[1], run_name="__main__")
+    return 0
+
+
+_RUN = {"make": _make, "python": _python, "recallzoo": lambda command: main(_arguments(command))}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_a_page_work(page, tmp_path):
-    for command in steps_of(page.read_text(encoding="utf-8")):
-        if isinstance(command, SourceFile):
-            (tmp_path / command.name).write_text(command.text)
+def test_the_commands_of_a_page_work(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # for files that import each other
+    for step in steps_of(page.read_text(encoding="utf-8")):
+        if isinstance(step, SourceFile):
+            Path(step.name).write_text(step.text)
             continue
-        process, folder = _to_run(command)
-        done = subprocess.run(
-            process, cwd=folder or tmp_path, capture_output=True, text=True, check=False
-        )
-        where = f"{page.name}:{command.line}: {shlex.join(command.words)}"
-        assert done.returncode == command.exit_code, f"{where}\n{done.stderr}"
+        code = _RUN[step.words[0]](step)
+        where = f"{page.name}:{step.line}: {shlex.join(step.words)}"
+        assert code == step.exit_code, f"{where}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files(page):
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [t for t in targets if not (page.parent / t).exists()] == []
 
 
 def test_commands_and_files_are_found_with_their_markers_and_lines():
