@@ -49,7 +49,7 @@ def add_gradient(
     if d_weight.is_cuda and HAS_TRITON:
         from recallzoo.train._kernels import embedding
 
-        embedding.add_gradient(flat, d_flat.contiguous(), d_weight)
+        embedding.add_gradient(flat, d_flat, d_weight)
     else:
         rows = _own_rows(flat, vocab_size)
         d_weight.view(-1, width).index_add_(0, rows, d_flat.flatten(0, 1).to(d_weight.dtype))

@@ -147,6 +147,7 @@ def losses(
     """Loss and normaliser (log of the sum of exponentials) of each query, [R, N] in nats, and the
     word with the largest logit (zeros without `find_best`). `hidden` [R, N, D] and `head`
     [R, V, D] are bfloat16."""
+    hidden, head, answers = hidden.contiguous(), head.contiguous(), answers.contiguous()
     runs, num_queries, width = hidden.shape
     out = torch.empty(2, runs, num_queries, device=hidden.device)
     best = torch.zeros(runs, num_queries, dtype=torch.int64, device=hidden.device)
@@ -164,6 +165,7 @@ def gradients(
     hidden: Tensor, head: Tensor, answers: Tensor, normalizers: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of each run's mean loss: of `hidden` in its dtype, of `head` in float32."""
+    hidden, head, answers = hidden.contiguous(), head.contiguous(), answers.contiguous()
     runs, num_queries, width = hidden.shape
     vocab_size = head.shape[1]
     d_hidden = torch.empty_like(hidden)

@@ -51,6 +51,7 @@ def _add_gradient(
 
 def look_up(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """weight [R, V, E] at tokens [R, N], as `dtype`: [R, N, E]."""
+    weight, tokens = weight.contiguous(), tokens.contiguous()
     (runs, vocab_size, width), num_tokens = weight.shape, tokens.shape[1]
     vectors = torch.empty(runs, num_tokens, width, dtype=dtype, device=weight.device)
     grid, sizes = _launch(runs, num_tokens, width)
@@ -63,6 +64,7 @@ def add_gradient(
 ) -> None:
     """Add `scale` times the gradient of the vectors [R, N, E] to that of the weights [R, V, E],
     in float32."""
+    tokens, d_vectors = tokens.contiguous(), d_vectors.contiguous()
     (runs, vocab_size, width), num_tokens = d_weight.shape, tokens.shape[1]
     grid, sizes = _launch(runs, num_tokens, width)
     _add_gradient[grid](tokens, d_vectors, d_weight, scale, num_tokens, vocab_size, width, **sizes)

@@ -33,6 +33,9 @@ def _rows(logits, answers, losses, V, scale, BLOCK: tl.constexpr):
 def gradient_in_place(logits: Tensor, answers: Tensor, scale: float) -> Tensor:
     """Losses [N] in nats; `logits` [N, V] are overwritten with `scale` times their gradients."""
     num_rows, vocab_size = logits.shape
+    if not logits.is_contiguous():
+        raise ValueError("logits that are overwritten in place must be contiguous")
+    answers = answers.contiguous()
     losses = torch.empty(num_rows, device=logits.device)
     block = triton.next_power_of_2(vocab_size)
     _rows[(num_rows,)](logits, answers, losses, vocab_size, scale, BLOCK=block, num_warps=8)
