@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(data, tmp_path, mo
     update = Engine.update
 
     def counting(self: Engine, step: int) -> float:
-        self._training.steps_seen = step + 1
+        self._training.steps_seen = step + 1  # pyright: ignore[reportArgumentType]
         return update(self, step)
 
     monkeypatch.setattr(pretraining.large.TrainingModel, "steps_seen", 0, raising=False)

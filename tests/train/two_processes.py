@@ -1,0 +1,26 @@
+"""Started by torchrun in two processes: the same run as copies and as shares of the model, and one
+that a single process began. Arguments: data folder, folder for the runs."""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from pretraining import options
+
+from recallzoo.train.pretrain import pretrain
+
+
+def main() -> None:
+    data, runs = map(Path, sys.argv[1:])
+    dist.init_process_group("gloo")
+    for parallel in ("ddp", "fsdp"):
+        pretrain(options(data, runs / parallel, parallel=parallel, micro_batch=1))
+        pretrain(options(data, runs / f"begun_{parallel}", parallel=parallel))
+    pretrain(options(data, runs / "begun_here", parallel="fsdp", stop_after_minutes=0))
+    hyena = options(data, runs / "hyena", preset="hyena-70m", d_model=16, parallel="fsdp")
+    pretrain(hyena)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
