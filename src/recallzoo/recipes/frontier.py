@@ -19,6 +19,9 @@ from recallzoo.model import ModelConfig, place
 from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.tasks import Data, task
 
+HASH_HEADS = 4
+"""Heads of a hashed lookup, each with a code of its own."""
+
 SPECIAL: dict[str, Callable[[int], MixerConfig]] = {
     "random": lambda _: mixer("selective_attention", selector="random", rate=0.1),
     "sliding": lambda _: mixer("selective_attention", selector="sliding", window=64),
@@ -26,7 +29,7 @@ SPECIAL: dict[str, Callable[[int], MixerConfig]] = {
     "learned": lambda rows: mixer("selective_attention", selector="learned", num_rows=rows),
     "full": lambda _: mixer("selective_attention", selector="all"),
     "lookup": lambda _: mixer("lookup_attention"),
-    "hash": lambda _: mixer("lookup_attention", match="hash"),
+    "hash": lambda _: mixer("lookup_attention", match="hash", num_heads=HASH_HEADS),
     "shift": lambda _: mixer("shift_conv"),
     "autocorrelation": lambda _: mixer("autocorrelation_conv"),
 }
@@ -217,7 +220,12 @@ def lookup_size(
             ModelConfig(
                 mixers=place(
                     mixer("base_conv"),
-                    mixer("lookup_attention", match=match, num_latest=latest),
+                    mixer(
+                        "lookup_attention",
+                        match=match,
+                        num_latest=latest,
+                        num_heads=HASH_HEADS if match == "hash" else 1,
+                    ),
                     2,
                     layers=(-1,),
                 ),

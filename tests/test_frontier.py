@@ -1,0 +1,64 @@
+"""The recipes of input-dependent layers: what they vary, and nothing else."""
+
+import pytest
+
+from recallzoo.errors import InvalidConfig, UnknownName
+from recallzoo.mixers import mixer
+from recallzoo.model import LanguageModel
+from recallzoo.recipes.frontier import (
+    ALL,
+    hybrids,
+    lookup_size,
+    parameter_efficiency,
+    placement,
+    selection_size,
+)
+
+SMALL = {"learning_rates": (1e-3,), "seeds": (0,)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_model_builds_at_the_smallest_width_with_its_special_layer_last(name):
+    (run,) = hybrids((name,), (64,), (4,), (8,), **SMALL)
+    model = LanguageModel(run.model, vocab_size=32, max_seq_len=64)
+    assert len(model.blocks) == 2
+    first, last = run.model.layer_mixers()
+    assert (first == mixer("base_conv")) == (name != "attention")
+    assert (last == mixer("base_conv")) == (name == "base_conv")
+
+
+def test_placement_moves_one_special_layer_through_the_depth_and_spreads_several():
+    runs = placement(("lookup",), num_layers=8, num_special=(1, 2), **SMALL)
+    placed = [
+        tuple(i for i, one in enumerate(run.model.layer_mixers()) if one.name != "base_conv")
+        for run in runs
+    ]
+    assert placed == [(0,), (2,), (4,), (5,), (7,), (3, 7), (6, 7)]
+    assert len({run.label for run in runs}) == 7
+
+
+def test_sizes_vary_by_their_option_alone():
+    rows = selection_size((8, 16, 128), (64,), (4,), **SMALL)
+    assert [dict(run.model.mixers[1].options)["num_rows"] for run in rows] == [8, 16]
+    matches = lookup_size((1, 4), ("mqar",), **SMALL)
+    options = [dict(run.model.mixers[1].options) for run in matches]
+    assert [(one["match"], one["num_latest"]) for one in options] == [
+        ("token", 1),
+        ("token", 4),
+        ("hash", 1),
+        ("hash", 4),
+    ]
+
+
+def test_parameter_efficiency_lowers_the_width():
+    runs = parameter_efficiency(("lookup",), (64,), (4,), (8, 16), **SMALL)
+    assert [run.model.d_model for run in runs] == [8, 16]
+
+
+def test_an_unknown_model_and_unequal_lists_are_refused():
+    with pytest.raises(UnknownName, match=r"'lookups'\. Did you mean 'lookup'"):
+        hybrids(("lookups",))
+    with pytest.raises(InvalidConfig, match="names 2 lengths and --num-pairs 1"):
+        hybrids(seq_lens=(64, 128), num_pairs=(4,))
+    with pytest.raises(InvalidConfig, match="--num-special 9 must be between 1 and"):
+        placement(num_special=(9,))
