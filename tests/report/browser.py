@@ -103,7 +103,7 @@ class Page:
         x, y = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center', behavior: 'instant'});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2];"
+            "const b = e.getClientRects()[0]; return [b.x + b.width / 2, b.y + b.height / 2];"
             "})()"
         )
         for offset in (3, 0):

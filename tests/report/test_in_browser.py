@@ -154,6 +154,7 @@ class ManyRuns(Store):
         return self.by_hash[run_hash]
 
 
+@pytest.mark.slow
 def test_twenty_thousand_runs_are_shown_and_sorted_at_once(page, tmp_path):
     results = [
         result(

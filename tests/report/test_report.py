@@ -15,7 +15,7 @@ from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_report
 from recallzoo.report._about import contracts, notes, runs_table
 from recallzoo.report._accuracy import run_row
-from recallzoo.report._entries import colours, entries
+from recallzoo.report._entries import colours, entries, labels_of
 from recallzoo.report._page import json_for_script
 from recallzoo.report._published import published_points, published_rows
 from recallzoo.report._sensitivity import sensitivity_table, window
@@ -80,8 +80,8 @@ def test_mixers_of_one_label_are_told_apart():
 
 
 def test_a_mixer_keeps_its_colour_in_every_company():
-    alone = colours(entries([result("h3")]))["h3"]
-    together = colours(entries(figure2(widths=[64], seeds=[0], rates=[1e-3])))
+    alone = colours(labels_of(entries([result("h3")])))["h3"]
+    together = colours(labels_of(entries(figure2(widths=[64], seeds=[0], rates=[1e-3]))))
     assert together["h3"] == alone
     assert len(set(together.values())) == len(together)
 

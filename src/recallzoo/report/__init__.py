@@ -1,5 +1,6 @@
-"""Charts and one HTML page out of stored rows. Nothing here imports torch."""
+"""Charts and HTML pages out of stored rows. Nothing here imports torch."""
 
+from recallzoo.report._audit import write_audit_report
 from recallzoo.report._write import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_audit_report", "write_report"]

@@ -1,6 +1,7 @@
 """What all charts share: look, encodings, and the files that are made of one."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import vl_convert
 
 from recallzoo.errors import UserError
 from recallzoo.provenance import version_of
-from recallzoo.report._entries import Entry, colours, shapes
+from recallzoo.report._entries import colours, shapes
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, SOFT, GRID = "#1f2933", "#5b6671", "#e4e7eb"
@@ -116,8 +117,9 @@ class Look:
     shapes: dict[str, str]
 
     @staticmethod
-    def of(found: list[Entry]) -> "Look":
-        chosen = colours(found)
+    def of(labels: Mapping[str, str]) -> "Look":
+        """For series with the labels given."""
+        chosen = colours(labels)
         return Look(chosen, shapes(chosen))
 
     def within(self, rows: list[dict[str, Any]]) -> "Look":
@@ -161,12 +163,14 @@ def faceted(
     rows: list[dict[str, Any]],
     layers: list[alt.Chart],
     height: int | None = None,
+    width: int | None = None,
     pick: bool = True,
 ) -> Figure:
     """A figure of one panel for each `panel` of the rows, in their order; `layers` are drawn in
     each. `pick`: whether a click on the legend singles a series out."""
     panels = list(dict.fromkeys(row["panel"] for row in rows))
-    width, tall = (440, 270) if len(panels) == 1 else (230, 175)
+    wide, tall = (440, 270) if len(panels) == 1 else (230, 175)
+    width = width or wide
     inner = alt.layer(*layers).properties(width=width, height=height or tall)
     if pick:
         inner = inner.add_params(PICKED)

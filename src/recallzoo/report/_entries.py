@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,24 +84,26 @@ def entries(results: Iterable[Result]) -> list[Entry]:
     return sorted(found, key=lambda e: (e.panel_order, e.series, e.width))
 
 
-def colours(found: Iterable[Entry]) -> dict[str, str]:
-    """Series -> colour. A mixer keeps its colour in every report, as far as no other mixer of
-    the page has it."""
-    labels: dict[str, str] = {}
-    for entry in sorted(found, key=lambda e: e.series):
-        labels.setdefault(entry.series, plain(entry.cell.label))
+def colours(labels: Mapping[str, str]) -> dict[str, str]:
+    """Series -> colour, for series with the labels given. A mixer keeps its colour in every
+    report, as far as no other model of the page has it."""
+    labels = dict(sorted(labels.items()))
     chosen: dict[str, str] = {}
     for series, label in labels.items():
         preferred = PREFERRED_COLOURS.get(label.partition("(")[0])
         if preferred and preferred not in chosen.values():
             chosen[series] = preferred
-    kept = {PREFERRED_COLOURS[label] for label in labels.values() if label in PREFERRED_COLOURS}
     for series in labels:
         if series not in chosen:
-            free = [c for c in COLOURS if c not in {*chosen.values(), *kept}] or list(COLOURS)
+            free = [colour for colour in COLOURS if colour not in chosen.values()] or list(COLOURS)
             digest = hashlib.sha256(series.encode()).digest()
             chosen[series] = free[int.from_bytes(digest[:4], "big") % len(free)]
     return dict(sorted(chosen.items()))
+
+
+def labels_of(found: Iterable[Entry]) -> dict[str, str]:
+    """Series -> the label of its model."""
+    return {entry.series: plain(entry.cell.label) for entry in found}
 
 
 def shapes(series: Iterable[str]) -> dict[str, str]:

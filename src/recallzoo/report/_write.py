@@ -12,7 +12,7 @@ from recallzoo.files import atomic_file, write_text
 from recallzoo.report._about import contracts, how_made, notes, num_waiting, runs_table
 from recallzoo.report._accuracy import accuracy_figure, state_figure
 from recallzoo.report._charts import Figure, Look
-from recallzoo.report._entries import Entry, entries, plain
+from recallzoo.report._entries import Entry, entries, labels_of, plain
 from recallzoo.report._page import chart_data, page
 from recallzoo.report._sensitivity import sensitivity_figure, sensitivity_table
 from recallzoo.report._slices import slice_figures
@@ -70,7 +70,7 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
 
 def draw(found: list[Entry], rows_of: Callable[[str], list[SliceRow]]) -> list[Figure]:
     """All figures, in the order of the page."""
-    look = Look.of(found)
+    look = Look.of(labels_of(found))
     figures: list[Figure | None] = [
         accuracy_figure(found, look),
         sensitivity_figure(found, look),

@@ -1,8 +1,9 @@
-"""Write the charts of a results folder as one HTML file that works offline.
+"""Write the charts of a results folder, or of an audit, as one HTML file that works offline.
 
 examples:
   recallzoo report runs/quickstart
   recallzoo report runs/figure2 --out figures --formats html svg png
+  recallzoo report audits/data-test
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class ReportOptions:
     """What to draw, and where to."""
 
     folder: tyro.conf.Positional[Path]
-    """Results folder that `recallzoo run` wrote."""
+    """Folder that `recallzoo run` or `recallzoo audit` wrote."""
     out: Path | None = None
     """Folder for the report; FOLDER/report if not given."""
     formats: tuple[Format, ...] = ("html", "svg", "png")
@@ -31,12 +32,15 @@ class ReportOptions:
 def main(argv: list[str]) -> int:
     """`recallzoo report`."""
     options = parse(ReportOptions, argv, "report", __doc__)
+    from recallzoo.evaluate.audit_store import SETTINGS
+    from recallzoo.report import write_audit_report, write_report
     from recallzoo.store import Store
 
-    store = Store(options.folder, create=False)
-    from recallzoo.report import write_report
-
-    written = write_report(store, options.out or options.folder / "report", options.formats)
+    out = options.out or options.folder / "report"
+    if (options.folder / SETTINGS).exists():
+        written = write_audit_report(options.folder, out, options.formats)
+    else:
+        written = write_report(Store(options.folder, create=False), out, options.formats)
     for path in written:
         print(path)
     return 0

@@ -2,6 +2,7 @@
 // Text reaches the page through textContent only; nothing here builds HTML out of strings.
 const recallzoo = (() => {
   const ROWS_SHOWN = 100;
+  const FEW_ROWS = 4; // no more than these need no filter
   const AXIS_WIDTH = 50; // of the accuracy axis, left of the first panel
   const SPACING = 24;
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -64,7 +65,9 @@ const recallzoo = (() => {
     accuracy: (value) => value.toFixed(3),
     loss: (value) => value.toFixed(3),
     percent: (value) => `${(100 * value).toFixed(1)} %`,
-    rate: (value) => String(Number(value.toPrecision(4))),
+    nats: (value) => value.toFixed(4),
+    ppl: (value) => (value < 1e6 ? value.toFixed(2) : value.toPrecision(3)),
+    rate: (value) => (value < 1e-4 ? Number(value.toPrecision(4)).toExponential() : String(Number(value.toPrecision(4)))),
     seconds: (value) => value.toFixed(1),
   };
   const isNumber = (column) => !["text", "hash"].includes(column.kind);
@@ -151,7 +154,7 @@ const recallzoo = (() => {
     forth.addEventListener("click", () => { first += ROWS_SHOWN; show(); });
     const table = element("table", {}, element("thead", {}, element("tr", {}, ...headers)), body);
     const controls = element("div", { class: "controls" }, search, ...selects, count, back, forth);
-    holder.replaceChildren(...(rows.length > 1 ? [controls] : []), element("div", { class: "scroll" }, table));
+    holder.replaceChildren(...(rows.length > FEW_ROWS ? [controls] : []), element("div", { class: "scroll" }, table));
     show();
   }
 

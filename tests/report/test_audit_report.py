@@ -1,0 +1,133 @@
+"""What the page of an audit says, whatever draws it."""
+
+import pytest
+from audits import HOSTILE_TEXT, audit, change, passage
+from stores import result, store_of
+
+from recallzoo.cli import main
+from recallzoo.errors import StoreError, UserError
+from recallzoo.evaluate.audit_store import PASSAGES, Audit
+from recallzoo.files import read_json
+from recallzoo.report import write_audit_report
+from recallzoo.report._audit import _cuts_table, _models_table, _notes
+from recallzoo.report._audit_charts import audit_figures
+from recallzoo.report._page import json_for_script
+from recallzoo.report._tokens import token_view
+
+
+def named(table: dict, row: int) -> dict:
+    """A row of a table, by the titles of its columns."""
+    titles = [column["title"] for column in table["columns"]]
+    return dict(zip(titles, table["rows"][row], strict=True))
+
+
+def test_models_have_perplexities_of_hits_and_others_at_the_first_cut(tmp_path):
+    opened = Audit.open(audit(tmp_path / "a", cuts=(3, 30)))
+    summary = opened.full_summary()
+    row = named(_models_table(opened.about, summary), 0)
+    wanted = summary.filter(model="conv", slice_kind="ar_hit", cut=3)["ppl"][0]
+    assert (row["model"], row["role"], row["of AR hits"]) == ("conv", "model", wanted)
+
+
+def test_the_share_of_the_gap_is_given_at_every_cut_with_its_interval(tmp_path):
+    opened = Audit.open(audit(tmp_path / "a", cuts=(3, 30)))
+    table = _cuts_table(opened.about, opened.full_summary())
+    rows = [named(table, i) for i in range(len(table["rows"]))]
+    of_conv = [row for row in rows if row["model"] == "conv"]
+    assert [row["AR hits"] for row in of_conv] == [
+        "at most 3 in training",
+        "at most 30 in training",
+        "all repeated pairs",
+    ]
+    assert all(row["share of gap"] is not None for row in of_conv)
+    assert all(" to " in row["interval, 95%"] for row in of_conv)
+    assert all(row["share of gap"] is None for row in rows if row["model"] == "attention")
+
+
+def test_without_a_reference_losses_are_drawn_and_no_gap(tmp_path):
+    opened = Audit.open(audit(tmp_path / "a", references=()))
+    figures = audit_figures(opened, opened.full_summary())
+    assert [figure.name for figure in figures] == [
+        "audit_frequency",
+        "audit_distance",
+        "audit_distance_tokens",
+        "audit_occurrence",
+        "audit_domain",
+    ]
+    assert figures[0].title.startswith("Loss by")
+
+
+def test_each_reference_has_a_panel(tmp_path):
+    opened = Audit.open(audit(tmp_path / "a", references=("attention", "mamba")))
+    figures = {f.name: f for f in audit_figures(opened, opened.full_summary())}
+    rows = next(iter(figures["audit_cuts"].spec["datasets"].values()))
+    assert {row["panel"] for row in rows} == {"against attention", "against mamba"}
+
+
+def test_other_tokenizers_and_stand_in_counts_are_said_first(tmp_path):
+    opened = Audit.open(
+        audit(tmp_path / "a", unsliced=("foreign",), stand_in=True, notes=("one more",))
+    )
+    first, second, third = _notes(opened.about)
+    assert "stand-in corpus" in first
+    assert "training frequency of pairs: stories/train" in first
+    assert "bits per byte" in second
+    assert third == "one more"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"models": (), "references": (), "unsliced": ("a", "b")},
+        {"references": ()},
+        {"cuts": (0,)},
+        {"passages": []},
+        {"models": ("conv", "hyena"), "references": ("attention", "mamba"), "unsliced": ("b",)},
+    ],
+    ids=["nothing sliced", "no reference", "one cut", "no passages", "many models"],
+)
+def test_every_kind_of_audit_gives_a_page(tmp_path, options):
+    folder = audit(tmp_path / "a", **options)
+    written = write_audit_report(folder, tmp_path / "out", ("html",))
+    assert [path.name for path in written] == ["audit.html"]
+    assert write_audit_report(folder, tmp_path / "again", ("html",))[0].read_bytes() == (
+        written[0].read_bytes()
+    )
+
+
+def test_text_of_the_corpus_is_in_the_page_as_data_only(tmp_path):
+    folder = audit(tmp_path / "a")
+    text = write_audit_report(folder, tmp_path / "out", ("html",))[0].read_text()
+    assert HOSTILE_TEXT not in text
+    assert json_for_script(HOSTILE_TEXT)[1:-1] in text
+
+
+def test_the_command_reports_on_audits_as_on_runs(tmp_path, capsys):
+    folder = audit(tmp_path / "a")
+    (folder / "settings.json").write_text("{}")
+    assert main(["report", str(folder), "--formats", "html"]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "report" / "audit.html")]
+    store_of(tmp_path / "runs", [result()])
+    assert main(["report", str(tmp_path / "runs"), "--formats", "html"]) == 0
+    (folder / "audit.json").unlink()
+    assert main(["report", str(folder)]) == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+def test_damaged_passages_and_folders_without_an_audit_are_named(tmp_path):
+    folder = audit(tmp_path / "a")
+    content = read_json(folder / PASSAGES)
+    del content["passages"][0]["tokens"][0]["losses"]
+    change(folder, PASSAGES, content)
+    with pytest.raises(StoreError, match=r"passages\.json is damaged \(KeyError: 'losses'\)"):
+        token_view(Audit.open(folder))
+    with pytest.raises(UserError, match="is no audit"):
+        write_audit_report(tmp_path, tmp_path / "out")
+
+
+def test_a_loss_that_is_missing_stays_missing(tmp_path):
+    folder = audit(tmp_path / "a", passages=[passage("conv", ("attention",))])
+    view = token_view(Audit.open(folder))
+    assert view is not None
+    assert view["passages"][0]["tokens"][0][-1] == [None, None]
+    assert view["passages"][0]["tokens"][13][-1] == [4.25, 2.25]
