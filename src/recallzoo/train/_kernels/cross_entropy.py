@@ -184,4 +184,4 @@ def gradients(
 
 def _sizes(width: int) -> dict[str, int]:
     block_d = max(_MIN_DOT, int(triton.next_power_of_2(width)))
-    return {"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": block_d, "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_N": 64, "BLOCK_V": 128, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 3}
