@@ -23,12 +23,13 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of the source tree that recallzoo runs from, `+changes` if it differs. Outside of a
-    git checkout what RECALLZOO_COMMIT says (for copies on other machines), or None (an installed
+    """Commit of the source tree that recallzoo runs from, `+changes` if it differs. Where git
+    cannot tell, what RECALLZOO_COMMIT says (for copies on other machines), or None (an installed
     wheel is named by its version)."""
     folder = Path(__file__).resolve().parents[2]
+    told = os.environ.get("RECALLZOO_COMMIT")
     if not (folder / ".git").exists():
-        return os.environ.get("RECALLZOO_COMMIT")
+        return told
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -39,7 +40,7 @@ def commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "src")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return told
 
 
 def environment() -> dict[str, Any]:
