@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -248,6 +248,7 @@ class Split:
             raise StoreError(f"could not read {self.folder / name}: {error}. {_REMEDY}") from error
 
 
+@runtime_checkable
 class TokenStream(Protocol):
     """Documents' tokens, one after another: a `Split`, or what else contexts are cut from."""
 
