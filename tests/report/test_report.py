@@ -204,9 +204,8 @@ def test_divergence_and_fallbacks_are_noted_with_counts():
 )
 def test_every_kind_of_folder_gives_a_report(tmp_path, results):
     store = store_of(tmp_path / "runs", results)
-    written = write_report(store, tmp_path / "out", ("html", "svg"))
-    assert all(path.stat().st_size > 1000 for path in written)
-    assert {path.suffix for path in written} == {".html", ".svg"}
+    written = write_report(store, tmp_path / "out", ("html",))
+    assert [path.name for path in written] == ["report.html"]
 
 
 def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):

@@ -68,7 +68,7 @@ def _rows(summary: pl.DataFrame, kinds: dict[str, str], compared: bool) -> list[
             **row,
             "slice": plain(row["slice"]),
             "series": plain(row["model"]),
-            "panel": f"against {plain(row['reference'])}" if compared else "no reference",
+            "panel": f"against {plain(row['reference'])}" if compared else "loss of each model",
             "which": kinds[row["slice_kind"]],
             "gap_interval": interval(row["gap_low"], row["gap_high"], "{:+.4f}"),
             "share_interval": interval(row["low"], row["high"], "{:.1%}"),
@@ -237,7 +237,12 @@ def _domains(summary: pl.DataFrame, look: Look, compared: bool) -> Figure | None
     layers = [
         base.mark_rule(strokeWidth=1.5).encode(x=alt.X(f"{low}:Q", title=title), x2=f"{high}:Q"),
         base.mark_point(filled=True).encode(
-            x=alt.X(f"{value}:Q", title=title, scale=alt.Scale(zero=compared)),
+            x=alt.X(
+                f"{value}:Q",
+                title=title,
+                scale=alt.Scale(zero=compared),
+                axis=alt.Axis(tickCount=5),
+            ),
             shape=look.shape(),
             tooltip=tooltip(*FIELDS),
         ),
