@@ -17,6 +17,12 @@ OPTIONS = {
     "report": "formats help out",
     "list": "help json",
     "doctor": "help json",
+    "prepare": "boundary boundary-token domain-field executor help id-field memory-mib name "
+    "no-count-pairs on-error out overwrite seed shard-tokens source-field test test-fraction "
+    "text-documents text-field tokenizer tokenizer-sample-bytes train valid valid-fraction "
+    "vocab-size workers",
+    "audit": "batch-size bos context counts cut-rates data device documents dtype formats help "
+    "json max-tokens out overwrite passages reference resamples seed split stride",
 }
 """The options of each command. The command line stays small: think twice before adding one."""
 

@@ -122,7 +122,7 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     words: Iterable[str] = ("model", "slice", "cut", "reference", "dtype")
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", overflow="fold")

@@ -1,10 +1,13 @@
 """Options of commands: typed, checked, explained; by tyro."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import tyro
+
+from recallzoo.errors import InvalidConfig, UserError
 
 T = TypeVar("T")
 
@@ -21,6 +24,16 @@ def parse(options: type[T], argv: Sequence[str], command: str, help_text: str | 
         description=inspect.cleandoc(help_text or ""),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+@contextmanager
+def plain_mistakes() -> Iterator[None]:
+    """For a dataclass that checks its fields: a mistake is our message, not tyro's box around it,
+    which it draws for every ValueError."""
+    try:
+        yield
+    except InvalidConfig as error:
+        raise UserError(str(error)) from error
 
 
 def plain(value: Any) -> Any:

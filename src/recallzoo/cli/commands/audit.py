@@ -18,15 +18,14 @@ examples:
       --data data-pythia --counts pile-sample --context 2048 --stride 1024
 """
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
-from recallzoo.cli._options import parse
+from recallzoo.cli._options import parse, plain_mistakes
 from recallzoo.evaluate.audit_options import AuditOptions
 
 Format = Literal["html", "svg", "png"]
@@ -43,6 +42,10 @@ class Options(AuditOptions):
     """Print audit.json and the summary as JSON, for programs."""
     formats: tuple[Format, ...] = ("html",)
     """What the report is written as, into OUT/report: the HTML page, its charts as SVG and PNG."""
+
+    def __post_init__(self) -> None:
+        with plain_mistakes():
+            super().__post_init__()
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +65,6 @@ def main(argv: list[str]) -> int:
 
 
 def _report(folder: Path, formats: tuple[Format, ...]) -> list[Path]:
-    report: Any = importlib.import_module("recallzoo.report")
-    if not hasattr(report, "write_audit_report"):
-        return []
-    return report.write_audit_report(folder, folder / "report", formats)
+    from recallzoo.report import write_audit_report
+
+    return write_audit_report(folder, folder / "report", formats)

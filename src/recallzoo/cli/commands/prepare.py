@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from recallzoo.cli._options import parse
+from recallzoo.cli._options import parse, plain_mistakes
 from recallzoo.errors import UserError
 from recallzoo.text.preparing import PrepareOptions
 
@@ -35,6 +35,12 @@ class Options(PrepareOptions):
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders or hf:NAME:CONFIG:SPLIT, to be split by a hash of document ids. Or give the
     splits themselves with --train, --valid and --test."""
+    count_pairs: bool = True
+    """Leave the training split's adjacent pairs uncounted; AR hits need them."""
+
+    def __post_init__(self) -> None:
+        with plain_mistakes():
+            super().__post_init__()
 
 
 def main(argv: list[str]) -> int:
