@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from recallzoo.files import write_json
-from recallzoo.mixers._convolution import causal_conv
+from recallzoo.mixers._convolution import causal_conv, conv_by_fft
+from recallzoo.mixers._long_convolution import conv_by_tiles, conv_in_blocks
 from recallzoo.presets import preset
 from recallzoo.provenance import environment
 from recallzoo.train._large_model import padded
@@ -150,7 +151,8 @@ def plain_fourier(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
-    """Forward and backward of one long convolution, ours and the plain Fourier transform's."""
+    """Forward and backward of one long convolution: what mixers use, each form it may choose, and
+    a plain Fourier transform."""
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
     dtype = torch.float32 if on_cpu else torch.bfloat16
@@ -166,7 +168,11 @@ def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
     functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "plain_fourier": plain_fourier,
         "ours": causal_conv,
+        "fourier": conv_by_fft,
+        "blocks": conv_in_blocks,
     }
+    if not on_cpu:
+        functions["tiles"] = conv_by_tiles
     for name, function in functions.items():
         seconds = []
 
@@ -183,10 +189,13 @@ def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
             seconds.append(time.perf_counter() - began)
         found[f"{name}_ms"] = 1000 * statistics.median(seconds[min(3, len(seconds) - 1) :])
     found["times_faster"] = found["plain_fourier_ms"] / found["ours_ms"]
-    found["largest_relative_error"] = [
-        float((a.float() - b.float()).abs().max() / b.float().abs().max())
-        for a, b in zip(outputs["ours"], outputs["plain_fourier"], strict=True)
-    ]
+    found["largest_relative_error"] = {
+        name: max(
+            float((a.float() - b.float()).abs().max() / b.float().abs().max())
+            for a, b in zip(outputs[name], outputs["plain_fourier"], strict=True)
+        )
+        for name in functions
+    }
     return found
 
 

@@ -1,0 +1,119 @@
+"""Causal convolutions of a thousand positions and more as matrix products.
+
+    conv_by_tiles     a Triton kernel: tiles of the Toeplitz matrix are made where they are used
+    conv_in_blocks    PyTorch: blocks of the matrix, one for each distance of blocks of positions
+
+Both are `recallzoo.mixers._convolution.causal_conv`, in the precision of the inputs with float32
+sums: B T^2 / 2 multiplications a channel on tensor cores, where a Fourier transform works in
+float32 and moves its intermediate results through memory several times. Neither pads, branches on
+values or scatters.
+
+Letters   B batch, T time, D width, K filter taps, C channels, N blocks, R packed runs.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+MIN_TILES = 512
+"""Length from which `conv_by_tiles` is meant to be used: below, a matrix fits into memory."""
+MAX_TILES = 8192
+"""Length up to which it is: its work grows with T^2, a Fourier transform's with T log T."""
+BLOCK = 128
+
+
+def conv_by_tiles(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
+    """`causal_conv` by a kernel: CUDA with Triton (and, for tests, its interpreter)."""
+    seq_len = x.shape[-2]
+    taps = F.pad(taps[..., :seq_len], (0, max(0, seq_len - taps.shape[-1])))
+    by_channel = x.movedim(-1, 0)
+    y = toeplitz(by_channel, taps.to(x.dtype))
+    return y.movedim(0, -1)
+
+
+def conv_in_blocks(
+    x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"], block: int = BLOCK
+) -> Float[Tensor, "B T D"]:
+    """`causal_conv` in PyTorch: y_i = sum over j <= i of M_(i-j) x_j over blocks of positions."""
+    B, seq_len, D = x.shape
+    taps = taps[..., :seq_len]
+    num_blocks = -(-seq_len // block)
+    padded = F.pad(x, (0, 0, 0, num_blocks * block - seq_len))
+    columns = padded.unflatten(1, (num_blocks, block)).permute(3, 2, 1, 0).reshape(D, block, -1)
+    matrices = _block_matrices(taps, num_blocks, block).to(x.dtype)
+    total = torch.zeros(D, block, num_blocks * B, dtype=torch.float32, device=x.device)
+    for distance in range(num_blocks):
+        inputs = columns[:, :, : (num_blocks - distance) * B]
+        part = torch.bmm(matrices[:, distance], inputs)
+        total = total + F.pad(part.float(), (distance * B, 0))
+    y = total.view(D, block, num_blocks, B).permute(3, 2, 1, 0).flatten(1, 2)
+    return y[:, :seq_len].to(x.dtype)
+
+
+def _block_matrices(
+    taps: Float[Tensor, "D K"], num_blocks: int, block: int
+) -> Float[Tensor, "D N b b"]:
+    """matrices[d, m, r, c] = taps[d, m block + r - c], zero outside of the filter."""
+    padded = F.pad(taps, (block, num_blocks * block - taps.shape[-1]))
+    # Window m holds taps m block - block .. m block + block - 1.
+    windows = padded.unfold(-1, 2 * block, block).flip(-1)
+    # As in `_convolution._toeplitz`: each row starts one further on, by reading rows of 2 block in
+    # rows of 2 block - 1.
+    rows = windows[..., None, :].expand(-1, -1, block, -1).flatten(-2)
+    shifted = rows[..., : block * (2 * block - 1)].unflatten(-1, (block, 2 * block - 1))
+    return shifted[..., block - 1 :]
+
+
+@torch.library.custom_op("recallzoo::toeplitz", mutates_args=())
+def toeplitz(x: Tensor, taps: Tensor) -> Tensor:
+    """y [C, B, T] from x [C, B, T] and taps [C, T] of one dtype, see `_kernels.toeplitz`."""
+    from recallzoo.mixers._kernels import toeplitz as kernel
+
+    return kernel.forward(x.contiguous(), taps.contiguous())
+
+
+@torch.library.custom_op("recallzoo::toeplitz_backward", mutates_args=())
+def _backward(x: Tensor, taps: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
+    from recallzoo.mixers._kernels import toeplitz as kernel
+
+    d_x, d_taps = kernel.backward(x.contiguous(), taps.contiguous(), d_y.contiguous())
+    return d_x.contiguous(), d_taps
+
+
+@toeplitz.register_fake
+def _(x: Tensor, taps: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_backward.register_fake
+def _(x: Tensor, taps: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    dense = torch.contiguous_format
+    return torch.empty_like(x, memory_format=dense), torch.empty_like(taps, memory_format=dense)
+
+
+def _save(ctx, inputs, output) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs)
+
+
+toeplitz.register_autograd(lambda ctx, d_y: _backward(*ctx.saved_tensors, d_y), setup_context=_save)
+
+
+def _as_channels(info, in_dims, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """The mapped axis becomes part of the channels, each of which has a filter of its own."""
+    mapped = [
+        tensor.expand(info.batch_size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+        for tensor, axis in zip(tensors, in_dims, strict=True)
+    ]
+    return [tensor.flatten(0, 1) for tensor in mapped]
+
+
+@toeplitz.register_vmap
+def _(info, in_dims, x, taps):
+    return toeplitz(*_as_channels(info, in_dims, (x, taps))).unflatten(0, (info.batch_size, -1)), 0
+
+
+@_backward.register_vmap
+def _(info, in_dims, x, taps, d_y):
+    gradients = _backward(*_as_channels(info, in_dims, (x, taps, d_y)))
+    return tuple(g.unflatten(0, (info.batch_size, -1)) for g in gradients), (0, 0)
