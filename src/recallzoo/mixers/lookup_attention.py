@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
@@ -92,7 +92,7 @@ class LookupAttention(Mixer):
                     f"lookup_attention.{option}={value} would be ignored with match='token'. "
                     f"Leave it out, or set match='hash'."
                 )
-        hash_bits = 4 if hash_bits is None else hash_bits
+        hash_bits = 8 if hash_bits is None else hash_bits
         hash_noise = 0.3 if hash_noise is None else hash_noise
         if not 1 <= hash_bits <= MAX_KEY_BITS:
             raise InvalidConfig(
@@ -123,11 +123,11 @@ class LookupAttention(Mixer):
         """Heads of all groups, or of one."""
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def _split(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "N T D"]:
+    def _split(self, x: Shaped[Tensor, "B T X"]) -> Shaped[Tensor, "N T Y"]:
         """Groups of heads as rows of their own, N = B G."""
         return x.unflatten(-1, (self.num_groups, -1)).transpose(1, 2).flatten(0, 1)
 
-    def _join(self, x: Float[Tensor, "N T D"]) -> Float[Tensor, "B T D"]:
+    def _join(self, x: Shaped[Tensor, "N T Y"]) -> Shaped[Tensor, "B T X"]:
         """The inverse of `_split`."""
         return x.unflatten(0, (-1, self.num_groups)).transpose(1, 2).flatten(2)
 
@@ -177,7 +177,7 @@ class LookupAttention(Mixer):
         return self._finish(y, matched)
 
     def _weights(
-        self, scores: Float[Tensor, "*S m"], exists: Bool[Tensor, "*S m"]
+        self, scores: Float[Tensor, "*S m"], exists: Bool[Tensor, "*#S m"]
     ) -> Float[Tensor, "*S m"]:
         """Softmax over the matches there are, and nothing where there is none."""
         lowest = torch.finfo(scores.dtype).min
@@ -255,7 +255,7 @@ class LookupAttention(Mixer):
         return self._finish(y.flatten(1), seen.any(1)), new
 
 
-def _agreement(a: Float[Tensor, "*S C"], b: Float[Tensor, "*S C"]) -> Float[Tensor, "*S"]:
+def _agreement(a: Float[Tensor, "*#S C"], b: Float[Tensor, "*S C"]) -> Float[Tensor, "*S"]:
     """Inner product of two codes, as scores are scaled."""
     return (a * b).sum(-1) / math.sqrt(a.shape[-1])
 
