@@ -21,6 +21,9 @@ from recallzoo.evaluate.audit import audit
 from recallzoo.evaluate.audit_options import CUT_RATES, AuditOptions
 from recallzoo.evaluate.audit_store import Audit, losses_part
 from recallzoo.evaluate.token_losses import TokenLosses
+from recallzoo.hub import export
+from recallzoo.mixers import mixer
+from recallzoo.model import LanguageModel, ModelConfig
 from recallzoo.text import PAPER_RATE, TokenData, open_data
 from tests.evaluate.making import make_byte_tokenizer, make_data, make_model
 from tests.text import corpora
@@ -275,6 +278,25 @@ def test_other_settings_or_another_model_of_the_name_are_refused(here, data, tmp
     (tmp_path / "mine" / "letter").write_text("dear")
     with pytest.raises(UserError, match="is no audit"):
         run(here, tmp_path / "mine", "a", overwrite=True)
+
+
+def test_a_recallzoo_checkpoint_is_audited_like_any_other_model(here, data, tmp_path):
+    config = ModelConfig(mixers=(mixer("attention"), mixer("base_conv")), d_model=16)
+    torch.manual_seed(0)
+    model = LanguageModel(config, vocab_size=data.vocab_size, max_seq_len=64)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    export(
+        tmp_path / "own", config, weights, vocab_size=data.vocab_size, context=64,
+        tokenizer_folder=data.tokenizer_folder,
+    )  # fmt: skip
+    done = run(
+        here, tmp_path / "out", models=(str(tmp_path / "own"),), reference=(str(here / "a"),)
+    )
+    assert done.sliced_models == ("own", "a")
+    assert done.about["models"][0]["model_type"] == "recallzoo"
+    assert done.about["models"][0]["num_parameters"] == sum(p.numel() for p in model.parameters())
+    with pytest.raises(UserError, match="--context 64"):
+        run(here, tmp_path / "out2", models=(str(tmp_path / "own"),), context=65)
 
 
 def test_several_references_are_kept_apart(here, data, tmp_path):

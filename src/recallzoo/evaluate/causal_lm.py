@@ -5,7 +5,6 @@ through transformers' Auto classes; recallzoo's own checkpoints do too. Code tha
 model is never run.
 """
 
-import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -125,7 +124,8 @@ def load_model(source: ModelSource, dtype: DtypeName, device: torch.device) -> n
     import transformers
     from safetensors import SafetensorError
 
-    _register_own_models()
+    import recallzoo.hub  # noqa: F401  the Auto classes then know recallzoo's models
+
     with quiet_transformers():
         try:
             auto: Any = transformers.AutoModelForCausalLM  # its stubs know no loading info
@@ -261,11 +261,6 @@ def _tokenizer_of(folder: Path, path: str) -> tuple[Encoder, tuple[str, ...]]:
     except (OSError, ValueError, KeyError, TypeError, ImportError, RecallzooError):
         pass  # the file alone then says which tokenizer it is
     return encoder, tuple(dict.fromkeys(hashes))
-
-
-def _register_own_models() -> None:
-    if importlib.util.find_spec("recallzoo.hub") is not None:
-        importlib.import_module("recallzoo.hub")
 
 
 def first_lines(error: Exception) -> str:
