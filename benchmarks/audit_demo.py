@@ -3,11 +3,11 @@
     recallzoo prepare ... --out DIR
     python benchmarks/audit_demo.py --data DIR --work WORK
 
-Both are Hugging Face models of the Mistral architecture with equal sizes, initial weights, batches
-and schedule. `attention` sees its whole context; `window` sees 8 tokens in each of its two
-layers. What the second loses is what it cannot reach. A few minutes on a CPU for each; a model
-that is finished in WORK is not trained again. Writes results/audit_demo.json, and the report's
-charts beside it.
+Both are Hugging Face models of the Qwen2 architecture with equal sizes, initial weights, batches
+and schedule. Their first layer sees 4 tokens; the second sees 4 as well (`window`) or the whole
+context (`attention`). What `window` loses is what it cannot reach. On a GPU if there is one, else
+some minutes on a CPU for each; a model that is finished in WORK is not trained again. Writes
+results/audit_demo.json, and the report's charts beside it.
 """
 
 import argparse
@@ -21,22 +21,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from recallzoo.cli import main as recallzoo
 from recallzoo.evaluate.audit_store import Audit
 from recallzoo.files import atomic_folder, read_json, write_json
 from recallzoo.text import TokenData, open_data
 
-WINDOW = 8
-MODELS: dict[str, int | None] = {"attention": None, "window": WINDOW}
+WINDOW = 4
+MODELS = {"attention": "full_attention", "window": "sliding_attention"}
+"""Name -> type of the second layer."""
 
 
-def build(data: TokenData, window: int | None, seq_len: int) -> MistralForCausalLM:
-    """Two layers, width 128; equal weights whatever the window."""
+def build(data: TokenData, second_layer: str, seq_len: int) -> Qwen2ForCausalLM:
+    """Two layers, width 128; equal weights whatever the second layer sees."""
     torch.manual_seed(0)
-    return MistralForCausalLM(
-        MistralConfig(
+    return Qwen2ForCausalLM(
+        Qwen2Config(
             vocab_size=data.vocab_size,
             hidden_size=128,
             intermediate_size=256,
@@ -44,7 +45,9 @@ def build(data: TokenData, window: int | None, seq_len: int) -> MistralForCausal
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=seq_len,
-            sliding_window=window,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", second_layer],
             tie_word_embeddings=True,
             initializer_range=0.05,
             bos_token_id=None,
@@ -117,7 +120,7 @@ def write_results(audit: Audit, trained: dict[str, Any], command: str, out: Path
         {"command": command, "training": trained, **content, "summary": rows},
     )
     for chart in sorted((audit.folder / "report").rglob("*.svg")):
-        shutil.copyfile(chart, out / f"audit_demo_{chart.name}")
+        shutil.copyfile(chart, out / chart.name.replace("audit_", "audit_demo_", 1))
 
 
 def main() -> int:
@@ -133,10 +136,10 @@ def main() -> int:
     options = parser.parse_args()
     data = open_data(options.data, verify=True)
     trained = {}
-    for name, window in MODELS.items():
+    for name, second_layer in MODELS.items():
         folder = options.work / name
         if not folder.exists():
-            model = build(data, window, options.seq_len)
+            model = build(data, second_layer, options.seq_len)
             trained[name] = train(model, data, name, options)
             with atomic_folder(folder) as unfinished:
                 model.save_pretrained(unfinished)

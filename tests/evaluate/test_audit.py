@@ -280,6 +280,17 @@ def test_other_settings_or_another_model_of_the_name_are_refused(here, data, tmp
         run(here, tmp_path / "mine", "a", overwrite=True)
 
 
+def test_shares_of_an_advantage_are_said_to_be_that(here, tmp_path):
+    done = [
+        run(here, tmp_path / "out", one, reference=(str(here / other),))
+        for one, other in (("a", "b"), ("b", "a"))
+    ]
+    better = min(done[0].about["models"], key=lambda model: model["loss_nats"])["name"]
+    for audited in done:
+        said = any(f"{better} is better than" in note for note in audited.about["notes"])
+        assert said == (audited.about["models"][0]["name"] == better)
+
+
 def test_a_recallzoo_checkpoint_is_audited_like_any_other_model(here, data, tmp_path):
     config = ModelConfig(mixers=(mixer("attention"), mixer("base_conv")), d_model=16)
     torch.manual_seed(0)

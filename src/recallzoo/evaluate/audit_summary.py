@@ -257,6 +257,11 @@ def _gap_notes(model: str, reference: str, gap: Interval) -> list[str]:
             f"not distinguishable from none (95 % interval {low:.4f} to {high:.4f}), so shares of "
             f"it mean little."
         ]
+    if high < 0:
+        return [
+            f"{model} is better than {reference}, by {-float(gap.value[0]):.4f} nats a token: "
+            f"shares are of this advantage, and a negative share is where it is worse."
+        ]
     return []
 
 
