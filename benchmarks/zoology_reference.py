@@ -13,7 +13,7 @@ import importlib.util
 import io
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,84 +294,39 @@ def pairs_of(mixer: str) -> list[tuple[str, str, Transform]]:
     return pairs
 
 
-def copy_weights(theirs: nn.Module, ours: LanguageModel, mixer: str) -> list[tuple[str, str]]:
-    """Put the reference's weights into our model; return the pairs that were copied.
+def copy_weights(ours: LanguageModel, theirs: nn.Module, mixer: str) -> None:
+    """Put our model's weights into the reference's.
 
-    UserError unless every parameter of either side is accounted for: those of ours that the
-    reference lacks (a bias after BaseConv's long convolution) become zero, and its constants
+    UserError unless every parameter of either side is accounted for: one of ours that the
+    reference lacks (a bias after BaseConv's long convolution) must be zero, and its constants
     (positions that filters are computed from) are ours by computation.
     """
-    sources, targets = dict(theirs.named_parameters()), dict(ours.named_parameters())
-    copied = []
+    sources, targets = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    pairs = [(a, b, how) for a, b, how in pairs_of(mixer) if a in sources and b in targets]
+    lacking = set(sources) - {a for a, _, _ in pairs}
+    constant = set(targets) - {b for _, b, _ in pairs}
+    if not all(name.endswith("mixer.conv.bias") and not sources[name].any() for name in lacking):
+        raise UserError(f"parity: the reference has nothing like our {sorted(lacking)}.")
+    if not all(name.endswith("conv.pos_emb.z") for name in constant):
+        raise UserError(f"parity: we have nothing like the reference's {sorted(constant)}.")
     with torch.no_grad():
-        for ours_name, theirs_name, transform in pairs_of(mixer):
-            if ours_name not in targets or theirs_name not in sources:
-                continue
-            targets[ours_name].copy_(transform(sources[theirs_name]))
-            copied.append((ours_name, theirs_name))
-        left = set(targets) - {a for a, _ in copied}
-        constant = {name for name in set(sources) - {b for _, b in copied}}
-        if not all(name.endswith("mixer.conv.bias") for name in left):
-            raise UserError(f"parity: no source for {sorted(left)}.")
-        if not all(name.endswith("conv.pos_emb.z") for name in constant):
-            raise UserError(f"parity: no target for {sorted(constant)}.")
-        for name in left:
-            targets[name].zero_()
-    return copied
+        for a, b, transform in pairs:
+            target = targets[b]
+            # Where each of our elements comes from: the transforms move elements and no more.
+            places = torch.arange(target.numel(), device=target.device).view_as(target)
+            target.view(-1)[transform(places).reshape(-1)] = sources[a].to(target.device).view(-1)
 
 
-def check_parity(
-    theirs: nn.Module,
-    ours: LanguageModel,
-    mixer: str,
-    batch: Batch,
-    precisions: Sequence[str],
-    tolerances: dict[str, float],
-) -> dict[str, float]:
-    """Largest relative difference, by precision of our products, between the loss and all
-    gradients of both for equal weights, in evaluation mode.
-
-    UserError if one exceeds its tolerance: then nothing may be timed.
-    """
-    copied = copy_weights(theirs, ours, mixer)
-    transforms = {a: transform for a, _, transform in pairs_of(mixer)}
-    for model in (theirs, ours):
-        model.eval()
-        model.zero_grad()
+def losses_of_training(model: nn.Module, batch: Batch, rate: float, steps: int) -> list[float]:
+    """Loss before each of some steps of its optimiser, without decay, on one batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    labels, losses = labels_of(batch).flatten(), []
     # Its convolutions would otherwise round their inputs to TF32 on a GPU.
     with torch.backends.cudnn.flags(allow_tf32=False):
-        logits = theirs(batch.tokens)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels_of(batch).flatten())
-        loss.backward()
-    sources, targets = dict(theirs.named_parameters()), dict(ours.named_parameters())
-    found = {}
-    for precision in precisions:
-        ours.zero_grad()
-        products = (
-            torch.autocast(batch.tokens.device.type, dtype=torch.bfloat16)
-            if precision == "bf16"
-            else contextlib.nullcontext()
-        )
-        with products:
-            our_loss = ours.loss(batch.tokens, batch.query_positions, batch.answers)
-        our_loss.backward()
-        differences = {"loss": abs(our_loss.item() - loss.item()) / abs(loss.item())}
-        # Relative to the largest gradient of all: those of single filters can be almost zero.
-        largest = max(float(p.grad.abs().max()) for p in sources.values() if p.grad is not None)
-        for a, b in copied:
-            ours_grad, theirs_grad = targets[a].grad, sources[b].grad
-            if ours_grad is None or theirs_grad is None:
-                raise UserError(f"parity: {a} or {b} has no gradient.")
-            apart = (ours_grad - transforms[a](theirs_grad)).abs().max()
-            differences[f"gradient of {a}"] = float(apart) / largest
-        worst = max(differences, key=lambda name: differences[name])
-        if not differences[worst] <= tolerances[precision]:
-            raise UserError(
-                f"parity is red: {mixer} at width {ours.config.d_model} in {precision}: {worst} "
-                f"differs by {differences[worst]:.1e} of the largest, {tolerances[precision]:.0e} "
-                f"is allowed. Nothing was timed; make tests/parity pass first."
-            )
-        found[precision] = differences[worst]
-    for model in (theirs, ours):
-        model.train()
-    return found
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(batch.tokens).flatten(0, 1), labels)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
