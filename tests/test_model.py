@@ -62,7 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 } | {name: {"mixers": (mixer(name),)} for name in registry}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in registry or registry[n].causal])
 def test_step_equals_forward(name):
     model, tokens = build(**CONFIGS[name]), tokens_of(MAX_SEQ_LEN)
     with torch.no_grad():

@@ -56,7 +56,7 @@ class LookupAttention(Mixer):
     needs_tokens: ClassVar[bool] = True
     contract_options: ClassVar[tuple[dict[str, OptionValue], ...]] = (
         {"num_latest": 1, "sink": False},
-        {"num_latest": 40, "num_heads": 4, "bias": False},
+        {"num_latest": 6, "num_heads": 4, "bias": False},
         {"match": "hash", "hash_bits": 2, "num_latest": 3, "num_heads": 2},
         {"match": "hash", "hash_bits": 1, "num_latest": 2, "hash_noise": 0.0, "sink": False},
     )
