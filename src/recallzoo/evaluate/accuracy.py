@@ -8,10 +8,10 @@ from recallzoo.result import SliceRow
 from recallzoo.tasks import Batch
 
 
-def slice_rows(batches: list[Batch], correct: list[Bool[Tensor, "N Q"]]) -> list[SliceRow]:
+def slice_rows(batches: list[Batch], correct: list[Bool[Tensor, "_ _"]]) -> list[SliceRow]:
     """Count right answers for every value of every slice.
 
-    `correct` holds, for each batch, whether each query was answered with its answer. A slice
+    `correct` holds, [N, Q] for each batch, whether each query was answered with its answer. A slice
     that only some batches have is counted over those.
     """
     rows = []

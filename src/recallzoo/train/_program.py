@@ -243,7 +243,7 @@ class Program:
     @torch.no_grad()
     def evaluate(
         self, batches: list[Batch]
-    ) -> tuple[Float[Tensor, "R"], list[Bool[Tensor, "R N Q"]]]:
+    ) -> tuple[Float[Tensor, "R"], list[Bool[Tensor, "R _ _"]]]:
         """Mean loss of every run, and for each batch which queries it answers right."""
         loss_sum = torch.zeros(len(self.runs), dtype=torch.float64, device=self.device)
         correct, num_queries = [], 0
