@@ -57,10 +57,10 @@ def test_each_way_gives_the_sum_over_lags_and_its_gradients(way, data):
 @pytest.mark.parametrize(
     ("T", "K"),
     [
-        (MAX_TOEPLITZ, MAX_SHIFTS),
-        (MAX_TOEPLITZ, MAX_SHIFTS + 1),
-        (MAX_TOEPLITZ + 1, MAX_SHIFTS),
-        (MAX_TOEPLITZ + 1, MAX_SHIFTS + 1),
+        (MAX_TOEPLITZ["cpu"], MAX_SHIFTS),
+        (MAX_TOEPLITZ["cpu"], MAX_SHIFTS + 1),
+        (MAX_TOEPLITZ["cpu"] + 1, MAX_SHIFTS),
+        (MAX_TOEPLITZ["cpu"] + 1, MAX_SHIFTS + 1),
         (5, 300),
         (129, 300),
     ],

@@ -1,8 +1,8 @@
 """The smallest Triton kernel. Imported only where Triton is installed."""
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -15,5 +15,5 @@ def _double(x, y, size: tl.constexpr):
 def doubled(x: Tensor) -> Tensor:
     """2 x, for a vector on CUDA whose length is a power of two."""
     y = torch.empty_like(x)
-    _double[(1,)](x, y, x.numel())  # pyright: ignore[reportIndexIssue]
+    _double[(1,)](x, y, x.numel())  # pyright: ignore[reportIndexIssue, reportArgumentType]
     return y

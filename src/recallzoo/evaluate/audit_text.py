@@ -36,7 +36,7 @@ class AuditText:
     """Documents of a split under one tokenizer; a stream that contexts are cut from."""
 
     stream: TokenStream
-    document_offsets: Int[np.ndarray, "N+1"]
+    document_offsets: Int[np.ndarray, "offsets"]
     document_bytes: Int[np.ndarray, "N"]
     boundary: Boundary
     tokenizer_hash: str

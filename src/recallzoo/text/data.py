@@ -173,7 +173,7 @@ class Split:
         )
 
     @functools.cached_property
-    def document_offsets(self) -> Int[np.ndarray, "N+1"]:
+    def document_offsets(self) -> Int[np.ndarray, "offsets"]:
         """Document i is tokens [offsets[i], offsets[i+1]) of the stream."""
         return self._array("document_offsets.npy")
 
