@@ -13,7 +13,16 @@ from recallzoo.cli import known_commands, main
 from recallzoo.errors import StoreError, UserError
 
 OPTIONS = {
-    "run": "checkpoint-seconds device dry-run help max-pack-size mixer out",
+    "run": "checkpoint-seconds device devices dry-run executor help max-pack-size mixer out "
+    "ray-address",
+    "export": "data help out overwrite step",
+    "pretrain": (
+        "beta checkpoint-activations compile context cut-rates d-model data device epochs "
+        "final-learning-rate global-batch help keep-checkpoints learning-rate log-seconds "
+        "max-grad-norm micro-batch no-export no-verify-data num-layers out parallel "
+        "precision repeat-data save-every save-minutes seed steps stop-after-minutes "
+        "tensorboard tokens valid-contexts valid-every wandb warmup weight-decay"
+    ),
     "report": "formats help out",
     "list": "help json",
     "doctor": "help json",

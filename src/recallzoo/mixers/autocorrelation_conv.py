@@ -36,8 +36,7 @@ from recallzoo.mixers._shifts import ShiftFilter, tensor_of
 
 
 class AutocorrelationConv(ShiftFilter):
-    """BaseConv whose filter has spikes at the top lags of the running autocorrelation
-    (arXiv:2312.04927).
+    """BaseConv with spikes at the top lags of the running autocorrelation (arXiv:2312.04927).
 
     num_lags   spikes of the filter, at most
     max_lag    longest lag looked at, in tokens
