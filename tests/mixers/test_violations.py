@@ -71,9 +71,8 @@ def test_a_leak_in_training_alone_is_found_in_training_alone():
     assert [failure.name for failure in report.failures] == ["causal in training"]
 
 
-def test_a_graph_break_is_found(request):
-    if request.config.getoption("--jaxtyping-packages", None):
-        pytest.skip("compiled code and checks of shapes at run time do not go together")
+@pytest.mark.unchecked
+def test_a_graph_break_is_found():
     report = report_on("BreaksTheGraph", only=("compiles",))
     assert [failure.name for failure in report.failures] == ["compiles"]
 

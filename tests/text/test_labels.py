@@ -202,6 +202,7 @@ def test_rate_of_the_paper_gives_its_count():
         max_count_from_rate(1250, 10**10)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from recallzoo.errors import UserError
@@ -36,8 +36,8 @@ class AuditText:
     """Documents of a split under one tokenizer; a stream that contexts are cut from."""
 
     stream: TokenStream
-    document_offsets: Int[np.ndarray, "offsets"]
-    document_bytes: Int[np.ndarray, "N"]
+    document_offsets: Integer[np.ndarray, "offsets"]
+    document_bytes: Integer[np.ndarray, "N"]
     boundary: Boundary
     tokenizer_hash: str
     token_text: TokenText
@@ -51,7 +51,7 @@ class AuditText:
     def num_documents(self) -> int:
         return len(self.document_bytes)
 
-    def read(self, start: int, stop: int) -> Int[np.ndarray, "T"]:
+    def read(self, start: int, stop: int) -> Integer[np.ndarray, "T"]:
         """Tokens [start, stop) of the stream."""
         return self.stream.read(start, stop)
 
@@ -210,7 +210,7 @@ class Windows:
         return len(self._edges) - 1
 
     @functools.cached_property
-    def unscored(self) -> Int[np.ndarray, "U"]:
+    def unscored(self) -> Integer[np.ndarray, "U"]:
         """Places in the stream of the tokens that nothing comes before."""
         if self.bos == "prepend":
             return np.zeros(0, dtype=np.int64)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 FREQUENCY_EDGES = (0, 1, 2, 4, *(round(10 ** (k / 2)) for k in range(2, 23)))
 DISTANCE_EDGES = tuple(2**k for k in range(31))
@@ -48,7 +48,7 @@ class Partition:
     """Slices that share out all tokens."""
 
     slices: tuple[Slice, ...]
-    assign: Callable[[Columns], Int[np.ndarray, "n"]]
+    assign: Callable[[Columns], Integer[np.ndarray, "n"]]
     """Index into `slices` of each token, from the columns of a `tokens` part and `domain`."""
 
 
@@ -110,7 +110,7 @@ class SliceSums:
             for model, loss in losses.items():
                 self.losses[model][here] += total(loss.astype(np.float64))
 
-    def present(self) -> Int[np.ndarray, "P"]:
+    def present(self) -> Integer[np.ndarray, "P"]:
         """Slices that have tokens."""
         return np.flatnonzero(self.num_tokens.sum(1) > 0)
 

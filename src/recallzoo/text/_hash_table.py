@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 _SLOTS_PER_PAIR = 2
@@ -27,7 +27,7 @@ class HashTable:
     counts: Int[Tensor, "slots"]
 
     @staticmethod
-    def build(pairs: Int[np.ndarray, "P"], counts: Int[np.ndarray, "P"]) -> "HashTable":
+    def build(pairs: Integer[np.ndarray, "P"], counts: Integer[np.ndarray, "P"]) -> "HashTable":
         """From distinct pairs, each two ids of 31 bits packed as `first << 32 | second`."""
         num_homes = max(1, int(len(pairs) * _SLOTS_PER_PAIR))
         signed = torch.from_numpy(np.array(pairs, dtype=np.int64))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from recallzoo.errors import InvalidConfig, StoreError, UnknownName, UserError
@@ -173,17 +173,17 @@ class Split:
         )
 
     @functools.cached_property
-    def document_offsets(self) -> Int[np.ndarray, "offsets"]:
+    def document_offsets(self) -> Integer[np.ndarray, "offsets"]:
         """Document i is tokens [offsets[i], offsets[i+1]) of the stream."""
         return self._array("document_offsets.npy")
 
     @functools.cached_property
-    def document_domains(self) -> Int[np.ndarray, "N"]:
+    def document_domains(self) -> Integer[np.ndarray, "N"]:
         """Index into `data.domains` of each document."""
         return self._array("document_domains.npy")
 
     @functools.cached_property
-    def document_bytes(self) -> Int[np.ndarray, "N"]:
+    def document_bytes(self) -> Integer[np.ndarray, "N"]:
         """UTF-8 bytes of each document's text, boundary tokens not counted."""
         return self._array("document_bytes.npy")
 
@@ -193,7 +193,7 @@ class Split:
 
         return polars.read_parquet(self.folder / "documents.parquet")
 
-    def document(self, index: int) -> Int[np.ndarray, "T"]:
+    def document(self, index: int) -> Integer[np.ndarray, "T"]:
         """The tokens of one document, boundary token included."""
         if not 0 <= index < self.num_documents:
             raise InvalidConfig(
@@ -201,7 +201,7 @@ class Split:
             )
         return self.read(int(self.document_offsets[index]), int(self.document_offsets[index + 1]))
 
-    def read(self, start: int, stop: int) -> Int[np.ndarray, "T"]:
+    def read(self, start: int, stop: int) -> Integer[np.ndarray, "T"]:
         """Tokens [start, stop) of the stream; a view of the file where one shard has them all."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise InvalidConfig(
@@ -256,7 +256,7 @@ class TokenStream(Protocol):
     def num_tokens(self) -> int: ...
     @property
     def document_offsets(self) -> Any: ...  # [documents + 1]; typed, no cached_property would do
-    def read(self, start: int, stop: int) -> Int[np.ndarray, "T"]: ...
+    def read(self, start: int, stop: int) -> Integer[np.ndarray, "T"]: ...
 
 
 @dataclass(frozen=True)
@@ -286,9 +286,9 @@ class Contexts:
 
     split: TokenStream
     seq_len: int
-    starts: Int[np.ndarray, "N"]
-    stops: Int[np.ndarray, "N"]
-    new_from: Int[np.ndarray, "N"]
+    starts: Integer[np.ndarray, "N"]
+    stops: Integer[np.ndarray, "N"]
+    new_from: Integer[np.ndarray, "N"]
     """First token of the stream that no earlier context has."""
 
     @staticmethod

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from recallzoo.errors import UserError
@@ -75,11 +75,11 @@ def max_count_from_rate(rate: float, num_train_tokens: int) -> int:
 
 
 def label_ar_hits(
-    tokens: Int[Tensor, "*B T"],
+    tokens: Integer[Tensor, "*B T"],
     pair_counts: PairCounts | Mapping[tuple[int, int], int],
     max_count: int,
     *,
-    document_ids: Int[Tensor, "*B T"] | None = None,
+    document_ids: Integer[Tensor, "*B T"] | None = None,
 ) -> Bool[Tensor, "*B T"]:
     """Mark the AR hits: token t of a context is one when the pair (x[t-1], x[t]) occurred
     earlier in that context and at most `max_count` times in the training data.
@@ -111,10 +111,10 @@ def label_ar_hits(
 
 
 def label_pairs(
-    tokens: Int[Tensor, "*B T"],
+    tokens: Integer[Tensor, "*B T"],
     pair_counts: PairCounts | Mapping[tuple[int, int], int] | None = None,
     *,
-    document_ids: Int[Tensor, "*B T"] | None = None,
+    document_ids: Integer[Tensor, "*B T"] | None = None,
     look_up: str = "all",
 ) -> Labels:
     """Repeats, their distance, their number, and the training count of each token's pair.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from recallzoo.errors import StoreError, UserError
@@ -36,9 +36,9 @@ _REMEDY = "Delete the folder and count again (recallzoo prepare with the same op
 class PairCounts:
     """Exact counts of adjacent token pairs, with the corpus and tokenizer they belong to."""
 
-    pairs: Int[np.ndarray, "P"] = field(repr=False)
+    pairs: Integer[np.ndarray, "P"] = field(repr=False)
     """Distinct pairs, ascending, `first << 32 | second`."""
-    counts: Int[np.ndarray, "P"] = field(repr=False)
+    counts: Integer[np.ndarray, "P"] = field(repr=False)
     vocab_size: int
     tokenizer_hash: str | None
     """None for a table made from a dict."""

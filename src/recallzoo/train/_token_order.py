@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from recallzoo.random import permutation
@@ -33,7 +33,7 @@ class TokenOrder:
         self.global_batch = global_batch
         self._orders: dict[int, np.ndarray] = {}
 
-    def contexts_of(self, step: int) -> Int[np.ndarray, "G"]:
+    def contexts_of(self, step: int) -> Integer[np.ndarray, "G"]:
         """Numbers of the contexts of a step, counted from 0, in order."""
         position = step * self.global_batch + np.arange(self.global_batch)
         passes, place = np.divmod(position, self.num_contexts)
