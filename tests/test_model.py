@@ -232,3 +232,15 @@ def test_a_model_that_cannot_be_is_refused(options, error, words):
 def test_a_width_that_the_streams_do_not_divide_is_refused():
     with pytest.raises(InvalidConfig, match=r"model.d_model=16 must be a multiple of 3"):
         build(num_streams=3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_is_built_on_the_device_asked_for_whatever_other_libraries_do(name, monkeypatch):
+    # transformers makes linspace give numbers on the CPU while it builds a model on `meta`, and
+    # the first time it does, PyTorch forgets for good that `meta` applies to linspace.
+    linspace = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *a, **k: linspace(*a, **{"device": "cpu", **k}))
+    with torch.device("meta"):
+        model = build(**CONFIGS[name])
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

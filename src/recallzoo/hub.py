@@ -133,16 +133,6 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embedding.tokens
 
     @classmethod
-    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
-        """transformers builds models on the meta device, but makes `torch.linspace` give numbers on
-        the CPU, which mixers then cannot combine with the rest. So without that."""
-        contexts = super().get_init_context(*args, **kwargs)
-        unwanted = "meta_device_safe_creation_ops"
-        return [
-            c for c in contexts if getattr(getattr(c, "func", None), "__name__", "") != unwanted
-        ]
-
-    @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 

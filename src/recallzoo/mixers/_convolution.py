@@ -171,7 +171,7 @@ def position_features(
     f evenly spaced from 1e-4 to the largest, cos(2 pi f k / max_seq_len) and minus its sine."""
     num_bands = (num_features - 1) // 2
     k = torch.arange(seq_len, dtype=torch.float32, device=device)[:, None]
-    frequency = torch.linspace(1e-4, num_bands - 1, num_bands, device=device)
+    frequency = torch.linspace(1e-4, num_bands - 1, num_bands, device=k.device)
     angle = frequency * (2 * torch.pi * k / max_seq_len)
     return torch.cat([k / max(max_seq_len - 1, 1), torch.cos(angle), -torch.sin(angle)], dim=-1)
 

@@ -54,7 +54,7 @@ class LongConv(Convolution):
         taps = torch.randn(d_model, max_seq_len)
         if init == "decay":
             # Half-lives from one token to the whole filter, evenly spaced in their logarithm.
-            spread = torch.linspace(0, 1, d_model)[:, None]
+            spread = torch.linspace(0, 1, d_model, device=taps.device)[:, None]
             half_life = float(max_seq_len) ** spread
             taps = taps * 2 ** (-torch.arange(max_seq_len) / half_life)
             taps = taps / taps.norm(dim=1, keepdim=True)
