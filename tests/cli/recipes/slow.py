@@ -4,7 +4,7 @@ from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.tasks import Data, task
 
 
-def slow(num_examples: int = 2048, num_epochs: int = 10) -> list[Run]:
+def slow(num_examples: int = 2048, num_epochs: int = 5) -> list[Run]:
     """Six runs in two shapes, of which some solve the task early: seconds, not minutes."""
     data = Data.of(
         task("mqar", seq_len=8, num_pairs=1, vocab_size=512), train=num_examples, valid=64, test=64
