@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_training import train_plainly
-from runs import BATCH_SIZE, losses, own, tiny_run, tiny_task, train
+from tiny_runs import BATCH_SIZE, losses, own, tiny_run, tiny_task, train
 
 from recallzoo.run import Run
 from recallzoo.tasks import Data

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from runs import outcome, tiny_run, train
 from test_leaving import stopping
+from tiny_runs import outcome, tiny_run, train
 
 from recallzoo.errors import StoreError
 from recallzoo.mixers import mixer

@@ -1,7 +1,7 @@
 """A compiled step computes what the plain one does; one that cannot be compiled says so."""
 
 import pytest
-from runs import own, tiny_run, train
+from tiny_runs import own, tiny_run, train
 
 from recallzoo.mixers import mixer
 from recallzoo.train.packed import PackOptions

@@ -5,7 +5,7 @@ import functools
 
 import pytest
 from plain_training import train_plainly
-from runs import BATCH_SIZE, losses, own, tiny_run, tiny_task, train
+from tiny_runs import BATCH_SIZE, losses, own, tiny_run, tiny_task, train
 
 from recallzoo.mixers import mixer
 from recallzoo.result import Result

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_training import Plain, train_plainly
-from runs import losses, one_step_an_epoch, outcome, own, tiny_run, tiny_task, train
+from tiny_runs import losses, one_step_an_epoch, outcome, own, tiny_run, tiny_task, train
 
 from recallzoo.errors import ContractViolation
 from recallzoo.mixers import MixerConfig, mixer, registry
