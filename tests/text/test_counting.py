@@ -83,6 +83,7 @@ def test_documents_of_one_token_have_no_pairs(tmp_path):
     assert table.lookup(torch.tensor([1]), torch.tensor([2])).tolist() == [0]
 
 
+@pytest.mark.unchecked
 def test_ray_tasks_give_the_same_table(tmp_path):
     pytest.importorskip("ray")
     documents = zipf_documents(1, 30, 300)
@@ -125,6 +126,7 @@ def start(script: str, *arguments: object, **options) -> subprocess.Popen:
     )
 
 
+@pytest.mark.unchecked
 def test_a_killed_count_goes_on_with_the_runs_it_had(tmp_path):
     documents = zipf_documents(2, 200, 400)
     undisturbed = write_data(tmp_path / "whole", documents, 400, name="same")
@@ -183,6 +185,7 @@ def test_a_run_damaged_while_counting_was_stopped_is_noticed(tmp_path, monkeypat
     count_pairs(data, memory_mib=0.1, workers=1, progress=False)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("limit_bytes", [1000, 40_000])
 def test_a_full_disk_leaves_no_table(tmp_path, limit_bytes):
     """A limit on file size stands in for the disk: the first hits a run, the second the table."""
@@ -273,6 +276,7 @@ def test_an_id_past_the_vocabulary_is_named(tmp_path):
         open_data(tmp_path, verify=True)
 
 
+@pytest.mark.unchecked
 def test_memory_stays_within_its_bound(tmp_path):
     """Peak memory of a count beyond a count of almost nothing, in a process of its own."""
     vocab_size, bound_mib = 40_000, 48

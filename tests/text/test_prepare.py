@@ -205,6 +205,7 @@ def start(given: PrepareOptions, script: str = PREPARE) -> subprocess.Popen:
     )
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     "stage", ["prepare.work/parts/part-000003/part.json", "train/tokens-00001.npy"]
 )
@@ -316,6 +317,7 @@ def test_a_tokenizer_changed_between_kill_and_restart_is_refused(tmp_path, monke
         prepare(given, progress=False)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("limit_bytes", [3_000, 12_000, 19_000])
 def test_a_full_disk_leaves_nothing_that_looks_whole(finished, tmp_path, limit_bytes):
     """A limit on file size stands in for the disk: tokenizer, part and shard in turn."""

@@ -67,12 +67,14 @@ MODELS: dict[str, tuple[tuple[MixerConfig, ...], dict[str, Any]]] = {
 def test_packed_single_and_plain_training_agree_step_by_step(name):
     mixers, options = MODELS[name]
     runs = [
-        tiny_run(*mixers, seed=seed, learning_rate=rate, weight_decay=decay, **options)
+        tiny_run(
+            *mixers, seed=seed, learning_rate=rate, weight_decay=decay, num_epochs=4, **options
+        )
         for seed, rate, decay in ((0, 3e-3, 0.1), (1, 3e-2, 1.0))
     ]
-    for run, packed in zip(runs, train(*runs), strict=True):
-        (single,) = train(run)
-        assert_trained_alike(packed, single)
+    results = train(*runs)
+    assert_trained_alike(results[1], train(runs[1])[0])
+    for run, packed in zip(runs, results, strict=True):
         assert_as_plain(packed, train_plainly(run))
 
 
@@ -124,7 +126,7 @@ def test_accuracy_by_slice_adds_up_to_accuracy():
 def test_validation_counts_its_own_examples_and_not_the_test_set():
     valid, test = 7, 11  # shares of 14 and of 22 queries have nothing in common but 0, 1/2 and 1
     data = one_step_an_epoch(valid=valid, test=test)
-    run = tiny_run(data=data, num_epochs=20, learning_rate=3e-2)
+    run = tiny_run(data=data, num_epochs=8, learning_rate=3e-2)
     (result,) = train(run)
     for line in result.metrics:
         right = line["valid_accuracy"] * valid * 2
@@ -148,7 +150,7 @@ def all_mates() -> dict[str, Result]:
     return {result.hash: result for result in train(*MATES)}
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.permutations(MATES), st.integers(1, len(MATES)))
 def test_a_result_depends_neither_on_pack_mates_nor_on_their_order(order, size):
     for result in train(*order[:size]):
