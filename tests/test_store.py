@@ -252,15 +252,14 @@ def test_only_a_results_folder_or_an_empty_one_is_taken(tmp_path):
     assert Store(tmp_path / "empty").hashes() == []
 
 
-def test_opening_clears_what_a_killed_writer_left_and_nothing_else(tmp_path):
+def test_clearing_takes_what_a_killed_writer_left_and_nothing_else(tmp_path):
     store = Store(tmp_path)
     store.write(result())
     dead, alive = 2**22 + 1, os.getpid()  # above Linux's largest process id
     for process in (dead, alive):
         (tmp_path / "runs" / f".tmp-abc-{process}-0123abcd").mkdir()
-    Store(tmp_path, create=False)
-    assert len(list((tmp_path / "runs").glob(".tmp-*"))) == 2, "a reader deletes nothing"
-    Store(tmp_path)
+    assert len(list((tmp_path / "runs").glob(".tmp-*"))) == 2
+    Store(tmp_path).clear_leftovers()
     assert [p.name for p in (tmp_path / "runs").glob(".tmp-*")] == [f".tmp-abc-{alive}-0123abcd"]
     assert store.hashes() == [result().hash]
 

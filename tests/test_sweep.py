@@ -336,3 +336,17 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
     with pytest.raises(StoreError, match="no permission"):
         sweep(RUNS[:1], store, Watcher(), SweepOptions(device="cpu"))
     tmp_path.chmod(0o700)
+
+
+def test_a_sweep_clears_what_killed_processes_left_before_and_while_it_ran(tmp_path):
+    store, dead = Store(tmp_path), 2**22 + 1  # above Linux's largest process id
+
+    class Losing(Watcher):
+        def run_finished(self, result: Result) -> None:
+            super().run_finished(result)
+            assert not (tmp_path / "runs" / f".tmp-before-{dead}-0123abcd").exists()
+            (tmp_path / "runs" / f".tmp-{len(self.finished)}-{dead}-0123abcd").mkdir()
+
+    (tmp_path / "runs" / f".tmp-before-{dead}-0123abcd").mkdir(parents=True)
+    sweep(RUNS[:2], store, Losing(), SweepOptions(device="cpu"))
+    assert not list(tmp_path.rglob(".tmp-*"))

@@ -177,7 +177,6 @@ class Embedding(nn.Module):
                 f"model.d_model={config.d_model} must be a multiple of {num_streams}, the number "
                 f"of tokens that the task gives each step."
             )
-        self.spreads_filler = True
         self.tokens = nn.Embedding(vocab_size, config.d_model // num_streams)
         self.positions = (
             nn.Embedding(max_seq_len, config.d_model) if config.position == "learned" else None

@@ -33,7 +33,7 @@ ROWS_SCHEMA = {"slice": pl.String, "value": pl.Int64, "correct": pl.Int64, "tota
 
 
 class Store:
-    """Results in a folder. Opening one checks its version and clears what a kill left behind.
+    """Results in a folder. Opening one checks its version.
 
     Raises UserError for a folder that is something else or was written by a newer version,
     StoreError for one that is damaged or cannot be written.
@@ -66,10 +66,13 @@ class Store:
             )
         else:
             write_json(marker, {"store_version": STORE_VERSION})
-        if create:
-            for sub in ("runs", "packs"):
-                if (self.folder / sub).is_dir():
-                    remove_leftovers(self.folder / sub)
+
+    def clear_leftovers(self) -> None:
+        """Delete what killed processes left half written. For whoever holds the folder's lock:
+        another machine's process at work is not seen from here."""
+        for sub in ("runs", "packs"):
+            if (self.folder / sub).is_dir():
+                remove_leftovers(self.folder / sub)
 
     def has(self, run_hash: str) -> bool:
         """Whether this run is finished."""

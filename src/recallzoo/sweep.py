@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 
+from recallzoo.devices import choose_device
 from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.executors._contract import Executor, Halve, NamedPack, Watcher
-from recallzoo.executors.devices import choose_device, runs_that_fit
+from recallzoo.executors.devices import runs_that_fit
 from recallzoo.files import explain_os_error, read_json, write_json
 from recallzoo.random import seed_of
 from recallzoo.run import Run
@@ -77,6 +78,7 @@ def sweep(
     options = options or SweepOptions()
     refuse_duplicates(runs)
     with _executor(options) as executor, _exclusive(store.folder):
+        store.clear_leftovers()
         plan = _make_plan(runs, store, executor, options.max_pack_size)
         num_finished = sum(store.has(run.hash) for run in runs)
         watcher.sweep_started(len(runs), num_finished, len(plan.packs))
@@ -85,6 +87,7 @@ def sweep(
         executor.train(
             plan.packs, store, watcher, lambda name, pack: _halve(name, pack, store, watcher)
         )
+        store.clear_leftovers()  # of workers that were lost meanwhile
         store.write_table()
     return [store.read(run.hash) for run in runs]
 
@@ -123,12 +126,15 @@ class _Here:
             name, members = waiting.pop(0)
             number += 1
             watcher.pack_started(members, number, number + len(waiting))
+            fits = True
             try:
                 self._train_pack(name, members, store, watcher)
             except torch.OutOfMemoryError:
-                waiting = halve(name, members) + waiting
+                fits = False
             finally:
                 watcher.pack_ended()
+            if not fits:  # after the handler, whose traceback holds the pack that did not fit
+                waiting = halve(name, members) + waiting
 
     def _train_pack(self, name: str, members: list[Run], store: Store, watcher: Watcher) -> None:
         folder = store.folder / "packs" / name

@@ -501,7 +501,7 @@ def test_names_and_splits_that_are_not_there_are_named(here, tmp_path):
         run(here, tmp_path / "out", "a", reference=(str(here / "a"),))
     with pytest.raises(UserError, match="is no prepared data"):
         run(here, tmp_path / "out", "a", data=tmp_path)
-    with pytest.raises(UserError, match="no device is called 'gpu'"):
+    with pytest.raises(UserError, match="device 'gpu' is unknown"):
         run(here, tmp_path / "out", "a", device="gpu")
     with pytest.raises(UserError, match="sees 0 CUDA devices"):
         run(here, tmp_path / "out", "a", device="cuda:0") if not torch.cuda.is_available() else (

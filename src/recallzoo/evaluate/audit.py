@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from recallzoo.devices import choose_device
 from recallzoo.errors import StoreError, UserError
 from recallzoo.evaluate import audit_store as store
 from recallzoo.evaluate._token_progress import TokenProgress
@@ -107,24 +108,6 @@ def audit(options: AuditOptions, *, progress: bool = True) -> store.Audit:
         )
     )
     return store.Audit.open(out)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; UserError if there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"no device is called {name!r}: auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"an audit runs on cpu or cuda, not {name!r}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices. "
-            f"Use --device cpu, or see recallzoo doctor."
-        )
-    return device
 
 
 def _find(options: AuditOptions) -> list[ModelSource]:

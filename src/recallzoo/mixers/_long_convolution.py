@@ -6,7 +6,8 @@
 Both are `recallzoo.mixers._convolution.causal_conv`, in the precision of the inputs with float32
 sums: B T^2 / 2 multiplications a channel on tensor cores, where a Fourier transform works in
 float32 and moves its intermediate results through memory several times. Neither pads, branches on
-values or scatters.
+values or scatters. `causal_conv` does not call them: from which length on they pay has not been
+measured on a GPU (`benchmarks/pretrain_speed.py --convolutions` does).
 
 Letters   B batch, T time, D width, K filter taps, C channels, N blocks, R packed runs.
 """
@@ -16,10 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-MIN_TILES = 512
-"""Length from which `conv_by_tiles` is meant to be used: below, a matrix fits into memory."""
-MAX_TILES = 8192
-"""Length up to which it is: its work grows with T^2, a Fourier transform's with T log T."""
 BLOCK = 128
 
 

@@ -111,8 +111,6 @@ class TrainingModel(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
         self.compiles_loss = False
-        # That is for recall tasks, where token 0 stands almost everywhere.
-        model.embedding.spreads_filler = False
 
     def forward(
         self,

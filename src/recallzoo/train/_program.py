@@ -129,7 +129,8 @@ class Program:
             self.fallbacks.append(
                 f"the training step was not compiled: {type(error).__name__}: {reason}"
             )
-            self._trunk, self.is_compiled = self._mapped_trunk, False
+            self._trunk, self._update = self._mapped_trunk, self.adamw.update
+            self.is_compiled = False
         self.compile_seconds = time.monotonic() - started
         self.all_compile_seconds += self.compile_seconds
 

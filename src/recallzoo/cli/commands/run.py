@@ -247,8 +247,9 @@ def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     """What would be trained, and together with what."""
     import torch
 
+    from recallzoo.devices import choose_device
     from recallzoo.store import Store
-    from recallzoo.sweep import choose_device, packs_of, refuse_duplicates
+    from recallzoo.sweep import packs_of, refuse_duplicates
 
     refuse_duplicates(runs)
     on_ray = options.executor == "ray"
