@@ -4,6 +4,16 @@ import torch
 
 from recallzoo.errors import UserError
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # Windows
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+)
+"""What a RuntimeError says where memory ran out below PyTorch's own allocator for CUDA."""
+
 
 def choose_device(name: str) -> torch.device:
     """The device that a name stands for. UserError if it is not there."""
@@ -24,3 +34,15 @@ def choose_device(name: str) -> torch.device:
             f"`recallzoo doctor` to see why."
         )
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory did not suffice, on any device.
+
+    PyTorch has a class for this on CUDA alone, torch.OutOfMemoryError. On the CPU, and where a
+    library of CUDA allocates by itself, it raises RuntimeError and only the text tells; NumPy and
+    Python raise MemoryError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
