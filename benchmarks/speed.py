@@ -6,6 +6,9 @@
     python benchmarks/speed.py --reference .peers/zoology --cells 'h3-*' --pack-sizes 4 8 16
     python benchmarks/speed.py --reference .peers/zoology --cells 'quickstart-*' --device cpu
     python benchmarks/speed.py --skip-reference --cells h3-512-512 --profile profile.txt
+    for m in attention hyena h3; do python benchmarks/speed.py --reference .peers/zoology \\
+        --cells "$m-*" --lock /tmp/gpu.lock --out $m.json & done; wait
+    python benchmarks/speed.py --merge attention.json hyena.json h3.json
 
 A cell MIXER-LENGTH-WIDTH is one of the paper's Figure 2: the released model of two mixers without
 MLP, 8,192 words, its batch size and dropout. The quickstart's cells have the sizes of `recallzoo
@@ -18,6 +21,8 @@ already lie on the device (speed-ups are against this); and once more through it
 Ours: steps of `Pack.train` between two of its reports, shuffling and drawing included, in the
 precision of the recipe (bfloat16 on a GPU), divided by the runs of the pack. Evaluation,
 compilation and drawing the data set are in neither. Medians of several intervals, after warm-up.
+Processes that share a --lock file compile beside one another and have the device to themselves
+while they time; --merge makes one result of theirs.
 
 The limit of a cell is the longer of its matrix products at the rate of one large product and of
 its least traffic at the rate of one large copy (limits.py), both measured here.
@@ -26,13 +31,12 @@ its least traffic at the rate of one large copy (limits.py), both measured here.
 import argparse
 import contextlib
 import csv
-import gc
 import math
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,6 +44,7 @@ import torch
 import zoology_reference as zoology
 from limits import measured_peaks, step_bytes, step_flops, synchronise
 from speed_cells import Cell, check_parity, choose
+from speed_tools import Lock, Profile, own_memory, peak_gib, spread
 
 from recallzoo.errors import RecallzooError, UserError
 from recallzoo.files import read_json, write_json
@@ -51,39 +56,9 @@ from recallzoo.train.packed import Pack, PackOptions, Progress, device_name
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BASELINES = Path(__file__).parent / "reference_step_times_h200.csv"
+ABOUT = ("command", "device", "commit", "reference_commit", "environment", "peaks")
 STEADY = 0.1
 """Two successive intervals that differ by less end the warm-up."""
-
-
-@contextlib.contextmanager
-def own_memory(device: torch.device) -> Iterator[None]:
-    """Start with the device's memory free, and leave it so."""
-
-    def free() -> None:
-        torch.compiler.reset()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-
-    free()
-    try:
-        yield
-    finally:
-        free()
-
-
-def peak_gib(device: torch.device) -> float | None:
-    """Most memory that tensors took; PyTorch does not count it on the CPU."""
-    if device.type != "cuda":
-        return None
-    return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, smallest and largest, in milliseconds."""
-    named = {"ms": statistics.median(seconds), "min_ms": min(seconds), "max_ms": max(seconds)}
-    return {name: round(1000 * value, 4) for name, value in named.items()}
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -92,7 +67,7 @@ is the time by the wall of a machine that does nothing else."""
 
 
 def time_reference(
-    cell: Cell, device: torch.device, options: argparse.Namespace, profile: "Profile | None"
+    cell: Cell, device: torch.device, options: argparse.Namespace, profile: Profile | None
 ) -> dict[str, Any]:
     """Its step with batches on the device, and through its loader."""
     clock, interval, repeats = CLOCKS[options.clock], options.interval, options.repeats
@@ -143,7 +118,7 @@ class Stopwatch:
         options: argparse.Namespace,
         profile: Callable[[], Any] | None,
     ) -> None:
-        self._device, self._repeats = device, options.repeats
+        self._device, self._options, self._repeats = device, options, options.repeats
         self._clock = CLOCKS[options.clock]
         self._started = time.perf_counter()
         self._box = options.cell_seconds
@@ -151,12 +126,19 @@ class Stopwatch:
         self._before: float | None = None
         self._profile = profile
         self._recording: Any = None
+        self._lock = contextlib.ExitStack()
         self.warm_up_seconds: float | None = None
         self.intervals: list[float] = []
         """Seconds a step of each interval after warm-up."""
 
+    def close(self) -> None:
+        """Let others have the device."""
+        self._lock.close()
+
     def __call__(self, progress: Progress) -> None:
         synchronise(self._device)
+        if self._last is None:  # the first report: compiled by now
+            self._lock.enter_context(self._options.lock)
         now, elapsed = self._clock(), time.perf_counter() - self._started
         if self._recording is not None:
             self._recording.__exit__(None, None, None)
@@ -199,6 +181,8 @@ def time_pack(
             pass
         except torch.OutOfMemoryError:
             return {"runs": num_runs, "failed": "out of memory"}
+        finally:
+            watch.close()
         if not watch.intervals:
             return {"runs": num_runs, "failed": f"not steady within {options.cell_seconds:g} s"}
         each = [seconds / num_runs for seconds in watch.intervals]
@@ -232,7 +216,7 @@ def measure(
     device: torch.device,
     options: argparse.Namespace,
     peaks: dict[str, float],
-    profile: "Profile | None",
+    profile: Profile | None,
 ) -> dict[str, Any]:
     """All numbers of a cell."""
     what = cell.architecture
@@ -248,16 +232,17 @@ def measure(
     }
     model, examples = our_model(cell, device)
     if options.reference is not None:
-        entry["parity"] = {
-            precision: check_parity(cell, device, precision)
-            for precision in PRECISIONS
-            if precision in ("fp32", options.precision)
-        }
+        with options.lock:
+            entry["parity"] = {
+                precision: check_parity(cell, device, precision)
+                for precision in PRECISIONS
+                if precision in ("fp32", options.precision)
+            }
         if what.mixer == "rwkv" and device.type != "cuda":
             # The loop in the kernel's place is right but not worth timing.
             entry["reference"] = {"not_timed": "its kernel needs a GPU"}
         else:
-            with own_memory(device):
+            with options.lock, own_memory(device):
                 entry["reference"] = time_reference(cell, device, options, profile)
     element_bytes = 2 if options.precision == "bf16" else 4
     flops = step_flops(model, examples, cell.batch_size)
@@ -304,31 +289,6 @@ def baselines() -> dict[tuple[str, int, int], float]:
         }
 
 
-class Profile:
-    """Tables of the kernels that take the most time, in one text file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-
-    @contextlib.contextmanager
-    def recording(self, title: str, device: torch.device) -> Iterator[None]:
-        """Append the table of what happens within."""
-        kinds = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
-            kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=kinds) as profiler:
-            yield
-            synchronise(device)
-        kind = "cuda" if device.type == "cuda" else "cpu"
-        table = profiler.key_averages().table(
-            sort_by=f"self_{kind}_time_total", row_limit=30, max_name_column_width=90
-        )
-        with self.path.open("a") as file:
-            file.write(f"{title}, commit {commit()}\n{device_name(device)}\n{table}\n\n")
-
-
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Geometric mean and smallest speed-up."""
     out: dict[str, Any] = {}
@@ -358,6 +318,9 @@ def kept(path: Path | None, device: torch.device) -> list[dict[str, Any]]:
 
 def print_cell(entry: dict[str, Any]) -> None:
     """One line."""
+    if "failed" in entry:
+        print(f"{entry['cell']:<22} failed: {entry['failed']}", flush=True)
+        return
     reference = entry.get("reference", {}).get("step", {}).get("ms")
     theirs = f"reference {reference:.2f} ms, {entry['speedup']:.1f} x; " if reference else ""
     others = ", ".join(
@@ -397,8 +360,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's default if not given")
     parser.add_argument("--profile", type=Path, help="write the kernels' times to this file")
     parser.add_argument("--keep", type=Path, help="carry over other cells of this earlier result")
+    parser.add_argument("--lock", type=Path, help="share the device with processes of this file")
+    parser.add_argument("--merge", type=Path, nargs="+", help="results to make one of; no timing")
     parser.add_argument("--out", type=Path, help="results/speed_DEVICE.json if not given")
     options = parser.parse_args()
+    if options.merge:
+        return options
+    options.lock = Lock(options.lock)
     if (options.reference is None) != options.skip_reference:
         parser.error("give either --reference DIR or --skip-reference.")
     if options.repeats < 1 or options.interval <= 0 or min(options.pack_sizes or [1]) < 1:
@@ -414,39 +382,64 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Measure the chosen cells; the result is written anew after each."""
+def main() -> int:
+    """Measure the chosen cells; the result is written anew after each. 1 if a cell failed."""
     options = parsed()
+    if options.merge:
+        return merge(options.merge, options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     cells = choose(options.cells)
     if options.reference is not None:
         zoology.load(options.reference)
-    short = device_name(device).lower().replace("nvidia", "").split()[0].strip(",")
-    out = options.out or Path("results") / f"speed_{short}.json"
     profile = Profile(options.profile) if options.profile else None
     chosen = {cell.name for cell in cells}
     entries = [entry for entry in kept(options.keep, device) if entry["cell"] not in chosen]
-    peaks = measured_peaks(device, options.precision, CLOCKS[options.clock])
+    with options.lock:
+        peaks = measured_peaks(device, options.precision, CLOCKS[options.clock])
     for cell in cells:
-        entry = measure(cell, device, options, peaks, profile)
+        try:
+            entry = measure(cell, device, options, peaks, profile)
+        except Exception as error:  # noqa: BLE001 (recorded; other cells can still be measured)
+            entry = {"cell": cell.name, "failed": f"{type(error).__name__}: {error}"[:500]}
         entries.append(entry)
         print_cell(entry)
-        write_json(
-            out,
-            {
-                "command": "python benchmarks/speed.py " + shlex.join(command_line()),
-                "device": device_name(device),
-                "commit": commit(),
-                "reference_commit": zoology.COMMIT if options.reference else None,
-                "environment": environment(),
-                "peaks": {name: float(f"{value:.4g}") for name, value in peaks.items()},
-                **summary(entries),
-                "cells": entries,
-            },
-        )
+        about = {
+            "command": "python benchmarks/speed.py " + shlex.join(command_line()),
+            "device": device_name(device),
+            "commit": commit(),
+            "reference_commit": zoology.COMMIT if options.reference else None,
+            "environment": environment(),
+            "peaks": {name: float(f"{value:.4g}") for name, value in peaks.items()},
+        }
+        write(options.out, about, entries)
     print(*(f"{name}: {value}" for name, value in summary(entries).items()), sep=", ")
+    return int(any("failed" in entry for entry in entries))
+
+
+def write(out: Path | None, about: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """The result's file."""
+    short = about["device"].lower().replace("nvidia", "").split()[0].strip(",")
+    path = out or Path("results") / f"speed_{short}.json"
+    write_json(path, {**about, **summary(entries), "cells": entries})
+
+
+def merge(paths: list[Path], out: Path | None) -> int:
+    """One result of several: of two that hold a cell, the later's."""
+    results = [read_json(path) for path in paths]
+    devices = {result["device"] for result in results}
+    if len(devices) > 1:
+        raise UserError(f"the results to merge were measured on {' and '.join(sorted(devices))}.")
+    cells = {cell["cell"]: cell for result in results for cell in result["cells"]}
+    about = {k: v for k, v in results[-1].items() if k in ABOUT}
+    about["command"] = sorted({result["command"] for result in results})
+    about["peaks"] = [result["peaks"] for result in results]
+    order = [cell.name for cell in choose(["*"])]
+    entries = sorted(cells.values(), key=lambda cell: order.index(cell["cell"]))
+    write(out, about, entries)
+    print(*(f"{name}: {value}" for name, value in summary(entries).items()), sep=", ")
+    return int(any("failed" in entry for entry in entries))
 
 
 def command_line() -> list[str]:
@@ -456,7 +449,7 @@ def command_line() -> list[str]:
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except RecallzooError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
