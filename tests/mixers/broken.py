@@ -174,6 +174,22 @@ class KeepsAHiddenTensor(NoStep):
         return super().forward(x) * self.scale
 
 
+class DropsOutGlobally(NoStep):
+    """Masks from PyTorch's global random state, which all runs of a pack share."""
+
+    def __init__(self, d_model, max_seq_len, rate: float = 0.5):
+        super().__init__(d_model, max_seq_len)
+        self.dropout = nn.Dropout(rate)
+
+    def mix(self, x):
+        return self.dropout(super().mix(x))
+
+
+class DropsOutByContext(NoStep):
+    def forward(self, x, context):  # pyright: ignore
+        return context.dropout(super().forward(x), 0.5)
+
+
 class BreaksTheGraph(NoStep):
     def forward(self, x):
         torch._dynamo.graph_break()

@@ -52,6 +52,7 @@ def test_a_sound_mixer_of_ones_own_passes_every_check():
         ("DependsOnTheLength", "lengths", "1 tokens and 17: at t=0 first"),
         ("AsksForANumber", "packs", ".item()"),
         ("KeepsAHiddenTensor", "packs", "module.scale is a tensor|register_buffer"),
+        ("DropsOutGlobally", "packs", "depends on what it is packed with|context.dropout(x, rate)"),
         ("HalfPrecisionWeights", "constructs", "linear.weight is float16|float32"),
         ("FailsWhenBuilt", "constructs", "broken.py:|ZeroDivisionError: odd width"),
         ("TakesThreeInputs", "constructs", "forward(x, mask, context)|forward(self, x, context)"),
@@ -69,6 +70,13 @@ def test_a_violation_is_found_by_its_check(name: str, check: str, words: str):
 def test_a_leak_in_training_alone_is_found_in_training_alone():
     report = report_on("LeaksInTrainingOnly", only=("causal in training", "causal in evaluation"))
     assert [failure.name for failure in report.failures] == ["causal in training"]
+
+
+@pytest.mark.parametrize("name", ["DropsOutByContext", "DropsOutGlobally"])
+def test_dropout_passes_where_its_masks_are_the_runs_own_or_there_are_none(name):
+    config = mixer(f"{FILE}:{name}", **({"rate": 0.0} if name == "DropsOutGlobally" else {}))
+    report = check_mixer(config, only=("packs", "causal in training", "rows apart"))
+    assert report.passed, report.summary()
 
 
 @pytest.mark.unchecked

@@ -4,14 +4,14 @@ Letters   R packed runs, B batch, T time, D width.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from recallzoo.contract._report import Violation
-from recallzoo.contract._subject import Subject, call, require_close
+from recallzoo.contract._subject import TOLERANCE, Subject, call, require_close, size_of
 from recallzoo.mixers import Context, Mixer
 
 NUM_RUNS = 3
@@ -20,16 +20,18 @@ Tensors = dict[str, Tensor]
 
 
 class _Pack:
-    """Three differently initialised copies on different inputs, as one program and singly."""
+    """Differently initialised copies on different inputs, one a seed, as one program and singly."""
 
-    def __init__(self, subject: Subject, *, training: bool) -> None:
+    def __init__(
+        self, subject: Subject, *, training: bool, seeds: Sequence[int] = range(NUM_RUNS)
+    ) -> None:
         self.training = training
-        self.mixers = [subject.shaken(seed).train(training) for seed in range(NUM_RUNS)]
+        self.mixers = [subject.shaken(seed).train(training) for seed in seeds]
         _refuse_hidden_tensors(self.mixers[0])
-        self.x = torch.stack([subject.x(seed) for seed in range(NUM_RUNS)])
-        self.tokens = torch.stack([subject.tokens(seed) for seed in range(NUM_RUNS)])
-        self.weights = torch.stack([subject.x(10 + seed) for seed in range(NUM_RUNS)])
-        self.keys = torch.arange(NUM_RUNS) + 99 if training else None
+        self.x = torch.stack([subject.x(seed) for seed in seeds])
+        self.tokens = torch.stack([subject.tokens(seed) for seed in seeds])
+        self.weights = torch.stack([subject.x(10 + seed) for seed in seeds])
+        self.keys = torch.tensor(seeds) + 99 if training else None
         # As the trainer does it, so that a mixer which computes with anything but what it is
         # given fails here.
         self.skeleton = copy.deepcopy(self.mixers[0]).to("meta")
@@ -125,17 +127,40 @@ def _require_equal(got: Tensors, wanted: Tensors, names: str) -> float:
     )
 
 
+def _require_own_draws(subject: Subject) -> None:
+    """In training a run's random numbers are its own: the same beside other pack mates, in
+    another place, and whatever was drawn before."""
+    first, moved = (
+        _Pack(subject, training=True, seeds=seeds) for seeds in (range(NUM_RUNS), (NUM_RUNS, 0))
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = (
+            first.outputs(first.forward)["output"][0],
+            moved.outputs(moved.forward)["output"][1],
+        )
+    changed, largest = float((outputs[0] - outputs[1]).abs().max()), size_of(outputs[0])
+    if changed > TOLERANCE * largest:
+        raise Violation(
+            f"in training a run depends on what it is packed with: beside other runs its output "
+            f"changes by up to {changed:.2g}, where the largest value is {largest:.2g}. It draws "
+            f"random numbers from a global state, as nn.Dropout and torch.rand do. Take the "
+            f"context, forward(self, x, context), and draw with context.dropout(x, rate) or "
+            f"context.uniform(x), as the mixers of this package do: those follow from the run's "
+            f"own context.dropout_key."
+        )
+
+
 def packs(subject: Subject) -> str:
     """Under vmap over runs every run gives what it gives alone, gradients included."""
     worst = 0.0
     for training in (False, True):
         pack = _Pack(subject, training=training)
         got = pack.outputs(pack.forward)
-        if not training or _is_reproducible(subject):
-            wanted = pack.outputs_singly()
-            worst = max(worst, _require_equal(got, wanted, f"a pack of {NUM_RUNS} and single runs"))
-        elif not all(torch.isfinite(tensor).all() for tensor in got.values()):
-            raise Violation("in training a pack gives numbers that are not finite.")
+        if training:
+            _require_own_draws(subject)
+        wanted = pack.outputs_singly()
+        worst = max(worst, _require_equal(got, wanted, f"a pack of {NUM_RUNS} and single runs"))
     return f"{NUM_RUNS} runs packed differ from single ones by {worst:.0e} of the largest value"
 
 
