@@ -263,3 +263,27 @@ def test_a_mixer_that_looks_ahead_by_definition_is_refused(monkeypatch):
 def test_only_plain_values_can_be_described():
     with pytest.raises(TypeError, match="a run cannot hold set"):
         describe({1})
+
+
+def test_a_mixer_of_ones_own_is_named_by_its_content_however_its_path_is_typed(
+    tmp_path, monkeypatch
+):
+    source = (
+        "from torch import nn\n\n\nclass Own(nn.Linear):\n"
+        "    def __init__(self, d_model, max_seq_len):\n"
+        "        super().__init__(d_model, d_model)\n"
+    )
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(source)
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(name: str) -> Run:
+        return Run(data=DATA, model=ModelConfig(mixers=(mixer(name),)))
+
+    typed = ("own.py", "./own.py", "../here/own.py", f"{tmp_path}/here/own.py", "../there/own.py")
+    runs = [run(f"{path}:Own") for path in typed]
+    assert len({one.hash for one in runs}) == len({one.pack_key for one in runs}) == 1
+    assert runs[1].config["model"]["mixers"][0]["name"] == "own.py:Own"
+    (tmp_path / "there" / "own.py").write_text(source + "\n# another\n")
+    assert run("../there/own.py:Own").hash != runs[0].hash

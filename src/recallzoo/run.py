@@ -15,6 +15,7 @@ import hashlib
 import json
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from recallzoo.errors import InvalidConfig
@@ -120,9 +121,12 @@ class Run:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """All of the run as plain JSON values, without its label."""
+        """All of the run as plain JSON values, without its label, and without the folder that a
+        user's mixer lies in: the file's content is named by its hash."""
         described = describe(self)
         del described["label"]
+        for described_mixer in described["model"]["mixers"]:
+            described_mixer["name"] = without_folder(described_mixer["name"])
         return {"run_version": RUN_VERSION, **described}
 
     @functools.cached_property
@@ -167,6 +171,14 @@ def describe(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a run cannot hold {type(value).__name__}: {value!r}")
+
+
+def without_folder(mixer_name: str) -> str:
+    """`file.py:Class` of a user's `path/to/file.py:Class`; other names as they are."""
+    if ".py:" not in mixer_name:
+        return mixer_name
+    path, class_name = mixer_name.rsplit(":", 1)
+    return f"{Path(path).name}:{class_name}"
 
 
 def _digest(config: dict[str, Any]) -> str:

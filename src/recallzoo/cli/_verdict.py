@@ -9,6 +9,7 @@ from rich.table import Table
 from recallzoo.cells import Cell, cells
 from recallzoo.cli._outcome import TABLE_WIDTH
 from recallzoo.result import Result
+from recallzoo.run import without_folder
 
 SOLVED_ACCURACY = 0.99
 """Test accuracy from which a cell counts as solved."""
@@ -69,7 +70,9 @@ def _is_solved(cell: Cell) -> bool:
 
 
 def _is_of(cell: Cell, name: str) -> bool:
-    return name in {mixer["name"] for mixer in json.loads(cell.config["model.mixers"])}
+    return without_folder(name) in {
+        mixer["name"] for mixer in json.loads(cell.config["model.mixers"])
+    }
 
 
 def _task(cell: Cell) -> str:
