@@ -43,7 +43,7 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
-    def gathered(self, value: int) -> list[int]:
+    def gathered(self, value: Any) -> list[Any]:
         """Every process's value."""
         if self.world_size == 1:
             return [value]

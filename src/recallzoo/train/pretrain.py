@@ -284,6 +284,10 @@ class _Run:
         timed = steps[UNTIMED_STEPS:] or steps
         valid = [line for line in lines if "valid_loss_nats" in line]
         device = self.processes.device
+        peaks = None
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device) / 2**30
+            peaks = self.processes.gathered(peak)
 
         def median(name: str) -> float | None:
             return statistics.median(line[name] for line in timed) if name in timed[-1] else None
@@ -301,6 +305,7 @@ class _Run:
             "mfu": median("mfu") if timed else None,
             "flops_per_token": self._flops,
             "peak_memory_gib": steps[-1].get("peak_memory_gib") if steps else None,
+            "peak_memory_gib_by_process": peaks,
             "train_seconds": sum(line["seconds"] for line in steps),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "processes": self.processes.world_size,
