@@ -17,6 +17,7 @@ Letters  B batch, T time, D width, V vocabulary, Q queries, C token streams.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
@@ -34,6 +35,7 @@ from recallzoo.mixers import (
     select_positions,
     state_size,
 )
+from recallzoo.norms import added_and_normed, is_fused, normed
 from recallzoo.options import checked
 from recallzoo.state_mixers import StateMixer, build_state_mixer
 
@@ -218,10 +220,15 @@ class Block(nn.Module):
         return self.mix_state(self._added(x, y, context), context)
 
     def forward_at(
-        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "B Q"],
+        context: Context,
+        normed: Float[Tensor, "B T D"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Outputs at some positions alone: what `forward` gives there, for less work."""
-        normed = _normed(self.norm1, x)
+        """Outputs at some positions alone: what `forward` gives there, for less work. `normed`
+        is the norm of x where the caller has it."""
+        normed = _normed(self.norm1, x) if normed is None else normed
         if hasattr(self.mixer, "forward_at"):
             y = _mixer(self).forward_at(normed, positions, context)
         else:
@@ -300,12 +307,35 @@ class LanguageModel(nn.Module):
         """`hidden` from the vectors of the tokens: all between the embedding and the head. The
         residual stream is in their dtype."""
         x = context.dropout(self.embedding.place(vectors), self.config.embed_dropout)
+        if positions is not None and self._norms_are_fused(x, context):
+            return _normed(self.norm, self._mix_fused(x, positions, context))
         *earlier, last = self.blocks
         for block in earlier:
             x = block(x, context)
         assert isinstance(last, Block)
         x = last(x, context) if positions is None else last.forward_at(x, positions, context)
         return _normed(self.norm, x)
+
+    def _norms_are_fused(self, x: Float[Tensor, "B T D"], context: Context) -> bool:
+        """Whether what happens between the mixers can be done in one pass."""
+        if self.config.state_mixer != "identity":
+            return False
+        if context.training and self.config.residual_dropout > 0.0:
+            return False
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return is_fused(x, *(norm for b in blocks for norm in (b.norm1, b.norm2) if norm))
+
+    def _mix_fused(
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
+    ) -> Float[Tensor, "B Q D"]:
+        """All blocks, their norms and additions in one pass from each mixer to the next."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        n = normed(blocks[0].norm1, x)
+        for block, following in pairwise(blocks):
+            assert block.norm2 is not None
+            y = block.mixer(n, context)
+            x, n = added_and_normed(x, y, block.norm2, following.norm1)
+        return blocks[-1].forward_at(x, positions, context, n)
 
     def forward(
         self,
