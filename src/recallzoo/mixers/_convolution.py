@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers._contract import Cache, Context, Mixer
+from recallzoo.mixers._toeplitz_matrix import toeplitz_matrix
 
 MAX_SHIFTS = 4
 """Taps up to which shifted sums are used: forward and backward on a CPU core, 3 taps take 0.7
@@ -60,20 +61,28 @@ def conv_by_toeplitz(
     x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]
 ) -> Float[Tensor, "B T D"]:
     """`causal_conv` as a matrix product per channel."""
-    matrix = _toeplitz(taps, x.shape[-2])
-    return torch.einsum("dts,bsd->btd", matrix.to(x.dtype), x).to(x.dtype)
+    return conv_channels_by_toeplitz(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
-def _toeplitz(taps: Float[Tensor, "D K"], seq_len: int) -> Float[Tensor, "D T T"]:
-    """matrix[d, t, s] = taps[d, t - s], zero where t < s or t - s >= K."""
-    # Row t is the reversed filter, T zeros behind it, shifted by t. Repeating a row of length 2T
-    # and reading it in rows of 2T - 1 shifts each by one more; unlike indexing by t - s, its
-    # gradient is a plain sum.
-    num_channels, num_taps = taps.shape
-    row = F.pad(taps.flip(-1), (seq_len - num_taps, seq_len))
-    rows = row[:, None, :].expand(-1, seq_len, -1).reshape(num_channels, 2 * seq_len * seq_len)
-    shifted = rows[:, : seq_len * (2 * seq_len - 1)].unflatten(-1, (seq_len, 2 * seq_len - 1))
-    return shifted[:, :, seq_len - 1 :]
+def causal_conv_channels(
+    x: Float[Tensor, "D B T"], taps: Float[Tensor, "D K"]
+) -> Float[Tensor, "D B T"]:
+    """`causal_conv` of an input whose channels come first: where it is a matrix product for each
+    channel, nothing is moved."""
+    seq_len = x.shape[-1]
+    taps = taps[..., :seq_len]
+    if taps.shape[-1] > MAX_SHIFTS and seq_len <= MAX_TOEPLITZ.get(x.device.type, 0):
+        return conv_channels_by_toeplitz(x, taps)
+    return causal_conv(x.movedim(0, -1), taps).movedim(-1, 0)
+
+
+def conv_channels_by_toeplitz(
+    x: Float[Tensor, "D B T"], taps: Float[Tensor, "D K"]
+) -> Float[Tensor, "D B T"]:
+    """`causal_conv_channels` as a matrix product per channel."""
+    taps = F.pad(taps, (0, x.shape[-1] - taps.shape[-1]))
+    matrix = toeplitz_matrix(taps, x.dtype)
+    return torch.bmm(x, matrix.transpose(-1, -2)).to(x.dtype)
 
 
 def conv_by_fft(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:

@@ -1,0 +1,81 @@
+"""Toeplitz matrices as an operator of PyTorch that packs and compiles.
+
+    toeplitz_matrix(taps, dtype)[c, t, s] = taps[c, t - s], zero where s > t
+
+Written out, the matrix is a view of repeated rows that the compiler copies in float32 before it
+converts, and its gradient a strided sum; on CUDA with Triton kernels write and read it once.
+
+Letters   C channels, T time, R packed runs.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recallzoo.mixers._contract import HAS_TRITON
+
+
+def toeplitz_matrix(taps: Float[Tensor, "C T"], dtype: torch.dtype) -> Float[Tensor, "C T T"]:
+    """The matrices that convolve with `taps`."""
+    if taps.is_cuda and HAS_TRITON:
+        return _matrix(taps, dtype)
+    return written_out(taps).to(dtype)
+
+
+def written_out(taps: Float[Tensor, "C T"]) -> Float[Tensor, "C T T"]:
+    """`toeplitz_matrix` in PyTorch."""
+    # Row t is the reversed filter, T zeros behind it, shifted by t. Repeating a row of length 2T
+    # and reading it in rows of 2T - 1 shifts each by one more; unlike indexing by t - s, its
+    # gradient is a plain sum.
+    C, T = taps.shape
+    row = torch.nn.functional.pad(taps.flip(-1), (0, T))
+    rows = row[:, None, :].expand(-1, T, -1).reshape(C, 2 * T * T)
+    shifted = rows[:, : T * (2 * T - 1)].unflatten(-1, (T, 2 * T - 1))
+    return shifted[:, :, T - 1 :]
+
+
+@torch.library.custom_op("recallzoo::toeplitz_matrix", mutates_args=())
+def _matrix(taps: Tensor, dtype: torch.dtype) -> Tensor:
+    from recallzoo.mixers._kernels import toeplitz_matrix as kernel
+
+    return kernel.fill(taps.contiguous(), dtype)
+
+
+@torch.library.custom_op("recallzoo::toeplitz_diagonals", mutates_args=())
+def _diagonals(d_matrix: Tensor) -> Tensor:
+    from recallzoo.mixers._kernels import toeplitz_matrix as kernel
+
+    return kernel.sum_diagonals(d_matrix.contiguous())
+
+
+@_matrix.register_fake
+def _(taps, dtype):
+    return taps.new_empty(*taps.shape, taps.shape[-1], dtype=dtype)
+
+
+@_diagonals.register_fake
+def _(d_matrix):
+    return d_matrix.new_empty(d_matrix.shape[:2], dtype=torch.float32)
+
+
+def _save(ctx, inputs, output) -> None:  # noqa: ARG001
+    ctx.taps_dtype = inputs[0].dtype
+
+
+def _gradient(ctx, d_matrix):
+    return _diagonals(d_matrix).to(ctx.taps_dtype), None
+
+
+_matrix.register_autograd(_gradient, setup_context=_save)
+
+
+@_matrix.register_vmap
+def _(info, in_dims, taps, dtype):
+    taps = taps.movedim(in_dims[0], 0)
+    return _matrix(taps.flatten(0, 1), dtype).unflatten(0, (info.batch_size, -1)), 0
+
+
+@_diagonals.register_vmap
+def _(info, in_dims, d_matrix):
+    d_matrix = d_matrix.movedim(in_dims[0], 0)
+    return _diagonals(d_matrix.flatten(0, 1)).unflatten(0, (info.batch_size, -1)), 0
