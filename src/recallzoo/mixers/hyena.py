@@ -30,16 +30,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._contract import (
-    Cache,
-    Context,
-    Mixer,
-    OptionValue,
-    ParameterRule,
-    select_positions,
-)
+from recallzoo.mixers._channel_major import from_channels, select_from_channels, to_channels
+from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, ParameterRule
 from recallzoo.mixers._convolution import (
-    causal_conv,
+    causal_conv_channels,
     conv_step,
     in_float32,
     init_linear_maps,
@@ -48,6 +42,7 @@ from recallzoo.mixers._convolution import (
     require_features,
     require_length,
 )
+from recallzoo.mixers._gated_short_conv import gated_short_conv
 from recallzoo.mixers.short_conv import ShortConv
 
 DECAY_TARGET = 1e-2
@@ -191,25 +186,25 @@ class Hyena(Mixer):
         positions = ParameterRule(decay=False, learning_rate=self.position_learning_rate)
         return {**rules, "filter.positions": positions}
 
-    def _convolved(
-        self, x: Float[Tensor, "B T D"], context: Context
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-        """The second gate and the long convolution's output."""
+    def _gated(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "D B T"]:
+        """What W_out maps: the second gate times the long convolution, channels first."""
         seq_len = x.shape[-2]
         require_length(self.name, seq_len, self.max_seq_len)
-        gate1, gate2, v = self.short(self.in_proj(x), context).chunk(3, dim=-1)
-        gated = context.dropout(gate1 * v, self.dropout)
-        return gate2, causal_conv(gated, self.filter(seq_len))
+        weight, bias, short = self.in_proj.weight, self.in_proj.bias, self.short
+        assert short.bias is not None
+        u, gate2 = gated_short_conv(to_channels(weight, x), bias, short.filter, short.bias)
+        # Masks are a function of the position in [B, T, D].
+        u = context.dropout(u.permute(1, 2, 0), self.dropout).permute(2, 0, 1)
+        return gate2 * causal_conv_channels(u, self.filter(seq_len))
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        gate2, y = self._convolved(x, context)
-        return self.out_proj(gate2 * y)
+        y = from_channels(self._gated(x, context), self.out_proj.weight)
+        return y + self.out_proj.bias.to(y.dtype)
 
     def forward_at(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
     ) -> Float[Tensor, "B Q D"]:
-        gate2, y = self._convolved(x, context)
-        return self.out_proj(select_positions(gate2 * y, positions))
+        return self.out_proj(select_from_channels(self._gated(x, context), positions))
 
     def init_cache(self, batch_size: int) -> Cache:
         past = self.in_proj.weight.new_zeros(batch_size, 0, self.d_model)
