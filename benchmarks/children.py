@@ -159,11 +159,11 @@ def torchrun_worker(pid: int, rank: int) -> int | None:
     return None
 
 
-def ray_worker(pid: int, function: str) -> int | None:
-    """A process of a Ray cluster that runs a remote function of this name now; None if none does.
-    Only clusters that `pid` itself started are looked through."""
+def ray_worker(pid: int, titles: tuple[str, ...]) -> int | None:
+    """A process of a Ray cluster that is at work under one of these titles; None if none is. Only
+    clusters that `pid` itself started are looked through."""
     for worker in descendants(pid):
         title = next(_words(worker, "cmdline"), "")
-        if title.startswith(f"ray::{function}"):
+        if title.startswith(titles):
             return worker
     return None

@@ -35,7 +35,7 @@ from pathlib import Path
 
 import children
 import torch
-from several_gpus_bench import REPOSITORY, UNTIMED_STEPS, Bench
+from several_gpus_bench import REPOSITORY, UNTIMED_STEPS, Bench, show
 from several_gpus_pretrain import kill_row, pretrain_part
 from several_gpus_record import PARTS
 from several_gpus_sweep import sweep_part
@@ -91,6 +91,10 @@ def main(argv: list[str]) -> int:
                 kill_row(bench, preset, parallel)
     if "sweep" in args.parts:
         sweep_part(bench)
+    print("\nall there is now:")
+    for part in PARTS:
+        for row in bench.record.rows[part]:
+            show(part, row)
     bad = [row for part in PARTS for row in bench.record.rows[part] if row["status"] != "done"]
     print(f"written to {args.out}" + (f"; {len(bad)} rows are not done" if bad else ""))
     return 1 if bad else 0

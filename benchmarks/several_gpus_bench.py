@@ -94,7 +94,13 @@ class Bench:
         return {"status": end.status, "wall_seconds": end.seconds, "last_lines": lines[-3:]}
 
     def keep(self, part: str, row: Row) -> None:
+        """Into the file, and a line of it to the terminal."""
         self.record.keep(part, row)
-        told = {name: row["settings"][name] for name in NAMES if name in row["settings"]}
-        told |= {name: row[name] for name in TOLD if row.get(name) is not None}
-        print(f"{part}: {json.dumps(told)}", flush=True)
+        show(part, row)
+
+
+def show(part: str, row: Row) -> None:
+    """Print what matters of a row."""
+    told = {name: row["settings"][name] for name in NAMES if name in row["settings"]}
+    told |= {name: row[name] for name in TOLD if row.get(name) is not None}
+    print(f"{part}: {json.dumps(told)}", flush=True)

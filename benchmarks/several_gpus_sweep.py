@@ -12,6 +12,9 @@ from several_gpus_record import Row
 from recallzoo.files import read_json
 from recallzoo.store import Store
 
+WORKERS = ("ray::PackWorker.train", "ray::train_on_worker")
+"""How Ray names a process that trains a pack."""
+
 
 def sweep_settings(bench: Bench, devices: int, killed_workers: int) -> dict[str, Any]:
     """What names a sweep in the record."""
@@ -54,7 +57,7 @@ def sweep_row(bench: Bench, devices: int, kill: bool = False) -> None:
             return [*saved, *out.glob("runs/*/result.json")]
 
         def done_and_killed() -> bool:
-            worker = children.ray_worker(driver.process.pid, "train_on_worker") if kept() else None
+            worker = children.ray_worker(driver.process.pid, WORKERS) if kept() else None
             if worker is None or not children.kill(worker):
                 return False
             row["killed"] = {
@@ -82,7 +85,8 @@ def sweep_row(bench: Bench, devices: int, kill: bool = False) -> None:
 def swept(out: Path, end: children.End) -> Row:
     """Times and the table of a finished sweep."""
     kept = out / "sweep.json"
-    told = read_json(kept) if kept.exists() else {}
+    calls = read_json(kept)["calls"] if kept.exists() else []
+    told = calls[-1] if calls else {}
     table = {
         result.hash: {
             "label": result.label,
