@@ -37,6 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
+from recallzoo.mixers._channel_major import from_channels, select_from_channels, to_channels
 from recallzoo.mixers._contract import (
     Cache,
     Context,
@@ -45,7 +46,13 @@ from recallzoo.mixers._contract import (
     ParameterRule,
     select_positions,
 )
-from recallzoo.mixers._convolution import causal_conv, conv_step, in_float32, init_linear_maps
+from recallzoo.mixers._convolution import (
+    causal_conv_channels,
+    conv_step,
+    in_float32,
+    init_linear_maps,
+)
+from recallzoo.mixers._correlation import correlation
 
 
 class H3(Mixer):
@@ -122,10 +129,7 @@ class H3(Mixer):
     def _shift_taps(self, seq_len: int) -> Float[Tensor, "D N"]:
         """The shift model's filter, its direct term included."""
         with in_float32(self.shift_b.device):
-            b, c = self.shift_b.float(), self.shift_c.float()
-            # Correlation is convolution with one side reversed.
-            reversed_c = c.flip(-1).transpose(-1, -2)[None]
-            taps = causal_conv(reversed_c, b)[0].transpose(-1, -2).flip(-1)
+            taps = correlation(self.shift_b.float(), self.shift_c.float())
             direct = F.pad(self.shift_d.float()[:, None], (0, taps.shape[-1] - 1))
             return (taps + direct)[:, :seq_len]
 
@@ -165,47 +169,57 @@ class H3(Mixer):
             c_real, c_imag = self.c.float().unbind(-1)
             real = 2 * (c_real * b_real - c_imag * b_imag)
             imag = 2 * (c_real * b_imag + c_imag * b_real)
-            # A^(i J + j) = A^(i J) A^j: two tables of about sqrt(T) powers and a matrix product in
+            # A^(i J + j) = A^(i J) A^j: two tables of about sqrt(T) powers and their products in
             # place of one table of T, which would be the largest tensor of the whole mixer.
             stride = max(1, math.isqrt(seq_len))
             rows = -(-seq_len // stride)
-            coarse = _powers(log_radius, angle, rows, stride)
-            fine = _powers(log_radius, angle, stride, 1)
-            row_real = real * coarse[0] - imag * coarse[1]
-            row_imag = real * coarse[1] + imag * coarse[0]
-            left = torch.cat([row_real, -row_imag], dim=-1).transpose(0, 1)
-            right = torch.cat(fine, dim=-1).permute(1, 2, 0)
-            taps = (left @ right).flatten(-2)[:, :seq_len]
+            coarse_real, coarse_imag = _powers(log_radius, angle, rows, stride)
+            fine_real, fine_imag = _powers(log_radius, angle, stride, 1)
+            real, imag = real[:, None], imag[:, None]
+            left_real = real * coarse_real - imag * coarse_imag
+            left_imag = real * coarse_imag + imag * coarse_real
+            taps = _products(left_real, fine_real) - _products(left_imag, fine_imag)
+            taps = taps.flatten(-2)[:, :seq_len]
             return taps + F.pad(self.d.float()[:, None], (0, seq_len - 1))
 
     def _heads(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S H K"]:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
-    def _recalled(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T N"]:
-        """What the queries are multiplied with: [B, T, K K H], key index first."""
-        seq_len = x.shape[-2]
-        k = self._heads(causal_conv(self.k_proj(x), self._shift_taps(seq_len)))
-        v = self._heads(self.v_proj(x))
-        products = k.movedim(-1, 1)[:, :, None] * v.movedim(-1, 1)[:, None]
-        y = causal_conv(products.flatten(0, 2), self._diagonal_taps(seq_len))
-        K = self.head_dim
-        return y.unflatten(0, (-1, K * K)).transpose(1, 2).flatten(2)
+    def _heads_first(self, x: Float[Tensor, "D B T"]) -> Float[Tensor, "H K B T"]:
+        return x.unflatten(0, (self.num_heads, self.head_dim))
+
+    def _recalled(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "H K K B T"]:
+        """What the queries are multiplied with, key index first."""
+        seq_len, K = x.shape[-2], self.head_dim
+        taps = self._shift_taps(seq_len)
+        k = causal_conv_channels(to_channels(self.k_proj.weight, x), taps)
+        # A constant's convolution is a running sum of the taps: adding the bias afterwards spares
+        # a pass over the keys.
+        reached = F.pad(taps, (0, seq_len - taps.shape[-1])).cumsum(-1)
+        k = k + (self.k_proj.bias.float()[:, None] * reached)[:, None].to(k.dtype)
+        v = _plus(to_channels(self.v_proj.weight, x), self.v_proj.bias)
+        products = self._heads_first(k)[:, :, None] * self._heads_first(v)[:, None]
+        y = causal_conv_channels(products.flatten(1, 3), self._diagonal_taps(seq_len))
+        return y.unflatten(1, (K, K, -1))
 
     def _read(
-        self, x: Float[Tensor, "B T D"], recalled: Float[Tensor, "B T N"]
-    ) -> Float[Tensor, "B T D"]:
-        K = self.head_dim
-        q = self._heads(self.q_proj(x)).transpose(-1, -2)
-        y = (q[..., :, None, :] * recalled.unflatten(-1, (K, K, self.num_heads))).sum(-3)
-        return self.output(y.transpose(-1, -2).flatten(-2))
+        self, x: Float[Tensor, "*S D"], recalled: Float[Tensor, "*S H K K"]
+    ) -> Float[Tensor, "*S D"]:
+        y = (self._heads(self.q_proj(x))[..., None] * recalled).sum(-2)
+        return self.output(y.flatten(-2))
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        return self._read(x, self._recalled(x))
+        q = self._heads_first(_plus(to_channels(self.q_proj.weight, x), self.q_proj.bias))
+        y = (q[:, :, None] * self._recalled(x)).sum(1)
+        out = from_channels(y.flatten(0, 1), self.output.weight)
+        return out + self.output.bias.to(out.dtype)
 
     def forward_at(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
     ) -> Float[Tensor, "B Q D"]:
-        recalled = select_positions(self._recalled(x), positions)
+        recalled = select_from_channels(self._recalled(x).flatten(0, 2), positions)
+        K = self.head_dim
+        recalled = recalled.unflatten(-1, (self.num_heads, K, K))
         return self._read(select_positions(x, positions), recalled)
 
     def init_cache(self, batch_size: int) -> Cache:
@@ -234,15 +248,30 @@ class H3(Mixer):
         new_imag = a_real * imag + a_imag * real + b_imag * u
         c_real, c_imag = self.c.float().unbind(-1)
         y = 2 * (c_real * new_real - c_imag * new_imag).sum(-1) + self.d.float() * product
-        y = y.flatten(1)[:, None].to(k_t.dtype)
         new_state = torch.stack([new_real, new_imag], dim=-1)
-        return self._read(x_t[:, None], y)[:, 0], {"conv": inputs[:, 1:], "matrix": new_state}
+        y_t = self._read(x_t, y.permute(0, 3, 1, 2).to(k_t.dtype))
+        return y_t, {"conv": inputs[:, 1:], "matrix": new_state}
+
+
+def _plus(x: Float[Tensor, "D B T"], bias: Float[Tensor, "D"]) -> Float[Tensor, "D B T"]:
+    return x + bias.to(x.dtype)[:, None, None]
 
 
 def _powers(
     log_radius: Float[Tensor, "H M"], angle: Float[Tensor, "H M"], count: int, stride: int
-) -> tuple[Float[Tensor, "P H M"], Float[Tensor, "P H M"]]:
+) -> tuple[Float[Tensor, "H P M"], Float[Tensor, "H P M"]]:
     """Real and imaginary part of A^0, A^stride, ..., A^((count - 1) stride)."""
-    exponent = torch.arange(0, count * stride, stride, device=angle.device)[:, None, None].float()
-    radius = torch.exp(exponent * log_radius)
-    return radius * torch.cos(exponent * angle), radius * torch.sin(exponent * angle)
+    exponent = torch.arange(0, count * stride, stride, device=angle.device)[:, None].float()
+    radius = torch.exp(exponent * log_radius[:, None])
+    turned = exponent * angle[:, None]
+    return radius * torch.cos(turned), radius * torch.sin(turned)
+
+
+def _products(
+    rows: Float[Tensor, "H P M"], columns: Float[Tensor, "H S M"]
+) -> Float[Tensor, "H P S"]:
+    """Inner products over M."""
+    if rows.is_cuda:
+        # Compiled, this is one sum. Libraries are slow at many float32 products of this size.
+        return (rows[:, :, None] * columns[:, None]).sum(-1)
+    return rows @ columns.transpose(-1, -2)
