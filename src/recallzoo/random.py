@@ -155,8 +155,15 @@ def uniform(x: Float[Tensor, "*S"], key: Int[Tensor, ""], site: int) -> Float[Te
 def _bits32(x: Tensor, key: Tensor, site: int) -> Tensor:
     """32 random bits for each element of `x`, as int32: half the work of int64 on a GPU."""
     index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    low, high = dropout_words(key, site)
+    return _mix32(_mix32(index + low) ^ high)
+
+
+def dropout_words(key: Int[Tensor, ""], site: int) -> tuple[Int[Tensor, ""], Int[Tensor, ""]]:
+    """The two int32 that the bits of `dropout` follow from, for kernels that draw them where they
+    are used: mix32(mix32(index + low) ^ high)."""
     low, high = (
         (((part & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000).to(torch.int32)
         for part in (key, key >> 32)
     )
-    return _mix32(_mix32(index + low) ^ high ^ _signed32(site * 0x9E3779B1))
+    return low, high ^ _signed32(site * 0x9E3779B1)

@@ -2,7 +2,6 @@
 
 import importlib.util
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -16,22 +15,6 @@ from recallzoo.mixers._long_convolution import conv_by_tiles, conv_in_blocks
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton, or its interpreter, is missing"
 )
-
-
-@pytest.fixture(autouse=True)
-def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter makes loop bounds of arrays of one number, which NumPy 2.4 refuses."""
-    if importlib.util.find_spec("triton") is None:
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 CASES = [

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.options import OptionValue
-from recallzoo.random import dropout, mix64, uniform
+from recallzoo.random import dropout, dropout_words, mix64, uniform
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether kernels of our own can be compiled for CUDA."""
@@ -66,6 +66,14 @@ class Context:
             return x
         self._sites += 1
         return dropout(x, rate, mix64(self.dropout_key), self._sites)
+
+    def dropout_words(self) -> tuple[Int[Tensor, ""], Int[Tensor, ""]] | None:
+        """What a kernel that drops as `dropout` would draws its masks from: `random.dropout_words`
+        of one more call. None outside of training."""
+        if self.dropout_key is None:
+            return None
+        self._sites += 1
+        return dropout_words(mix64(self.dropout_key), self._sites)
 
     def uniform(self, x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
         """Random numbers in (0, 1) in the shape of `x`, drawn as dropout's masks are; 0.5

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, select_positions
 from recallzoo.mixers._rotary import rotate
-from recallzoo.mixers._softmax import attend, attend_at
+from recallzoo.mixers._short_attention import is_fused, short_attention
+from recallzoo.mixers._softmax import PLAIN_MAX_SEQ_LEN, attend, attend_at
 
 
 class Attention(Mixer):
@@ -88,7 +89,11 @@ class Attention(Mixer):
         return self._heads(q), self._heads(k), self._heads(v)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        q, k, v = self._project(x)
+        qkv = self.qkv(x)
+        is_short = self.window is None and self.rotary_dim == 0 and x.shape[1] <= PLAIN_MAX_SEQ_LEN
+        if is_short and is_fused(qkv, self.num_heads):
+            return self.out_proj(short_attention(qkv, self.num_heads, context, self.dropout))
+        q, k, v = (self._heads(part) for part in qkv.chunk(3, dim=-1))
         position = torch.arange(x.shape[1], device=x.device)
         q, k = rotate(q, position, self.rotary_dim), rotate(k, position, self.rotary_dim)
         y = attend(q, k, v, context, window=self.window, dropout=self.dropout)

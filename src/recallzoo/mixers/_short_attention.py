@@ -1,0 +1,114 @@
+"""Causal attention over short sequences as an operator of PyTorch that packs and compiles.
+
+    short_attention(qkv, ...) -> y      from one packed projection, dropout of the weights included
+
+Written out, q, k and v are copied to where batched products want them, the T by T weights pass
+through memory several times, and the gradients are joined again. On CUDA with Triton, in bfloat16
+and up to 128 channels a head, kernels read and write the packed projection itself.
+
+Letters   N sequences, T time, H heads, K head width, G groups of N / G sequences, R packed runs.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recallzoo.mixers._contract import HAS_TRITON, Context
+
+MAX_HEAD_DIM = 128
+
+
+def is_fused(qkv: Float[Tensor, "B T E"], num_heads: int) -> bool:
+    """Whether a kernel takes this projection."""
+    if not (qkv.is_cuda and HAS_TRITON and qkv.dtype == torch.bfloat16):
+        return False
+    return qkv.shape[-1] // 3 // num_heads <= MAX_HEAD_DIM
+
+
+def short_attention(
+    qkv: Float[Tensor, "B T E"], num_heads: int, context: Context, dropout: float
+) -> Float[Tensor, "B T D"]:
+    """Causal softmax attention of q, k and v side by side, E = 3 D = 3 H K, in one group."""
+    words = context.dropout_words() if dropout > 0.0 else None
+    if words is None:
+        words = (torch.zeros((), dtype=torch.int32, device=qkv.device),) * 2
+        dropout = 0.0
+    low, high = words
+    return _attend(qkv, low[None], high[None], num_heads, dropout)[0]
+
+
+@torch.library.custom_op("recallzoo::short_attention", mutates_args=())
+def _attend(
+    qkv: Tensor, low: Tensor, high: Tensor, num_heads: int, rate: float
+) -> tuple[Tensor, Tensor]:
+    """y [N, T, D] and the weights' normalisers [N, H, T], from qkv [N, T, 3 D] and the words of
+    each group's masks, [G]."""
+    from recallzoo.mixers._kernels import short_attention as kernel
+
+    words = low.contiguous(), high.contiguous()
+    return kernel.forward(qkv.contiguous(), *words, num_heads, rate)
+
+
+@torch.library.custom_op("recallzoo::short_attention_backward", mutates_args=())
+def _backward(
+    qkv: Tensor,
+    y: Tensor,
+    normalizers: Tensor,
+    d_y: Tensor,
+    low: Tensor,
+    high: Tensor,
+    num_heads: int,
+    rate: float,
+) -> Tensor:
+    from recallzoo.mixers._kernels import short_attention as kernel
+
+    words = low.contiguous(), high.contiguous()
+    forward = qkv.contiguous(), y.contiguous(), normalizers.contiguous()
+    return kernel.backward(*forward, d_y.contiguous(), *words, num_heads, rate)
+
+
+@_attend.register_fake
+def _(qkv, low, high, num_heads, rate):  # noqa: ARG001
+    N, T, packed = qkv.shape
+    y = qkv.new_empty(N, T, packed // 3)
+    return y, qkv.new_empty(N, num_heads, T, dtype=torch.float32)
+
+
+@_backward.register_fake
+def _(qkv, y, normalizers, d_y, low, high, num_heads, rate):  # noqa: ARG001
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output) -> None:
+    qkv, low, high, ctx.num_heads, ctx.rate = inputs
+    ctx.save_for_backward(qkv, *output, low, high)
+
+
+def _gradients(ctx, d_y, d_normalizers):  # noqa: ARG001 (nobody sees them)
+    qkv, y, normalizers, low, high = ctx.saved_tensors
+    rest = low, high, ctx.num_heads, ctx.rate
+    return _backward(qkv, y, normalizers, d_y, *rest), None, None, None, None
+
+
+_attend.register_autograd(_gradients, setup_context=_save)
+
+
+def _joined(info, in_dims, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """The mapped axis becomes part of the first: more sequences, more groups."""
+    mapped = [
+        t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
+        for t, axis in zip(tensors, in_dims, strict=True)
+    ]
+    return [t.flatten(0, 1) for t in mapped]
+
+
+@_attend.register_vmap
+def _(info, in_dims, qkv, low, high, num_heads, rate):
+    found = _attend(*_joined(info, in_dims[:3], (qkv, low, high)), num_heads, rate)
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0)
+
+
+@_backward.register_vmap
+def _(info, in_dims, qkv, y, normalizers, d_y, low, high, num_heads, rate):
+    joined = _joined(info, in_dims[:6], (qkv, y, normalizers, d_y, low, high))
+    return _backward(*joined, num_heads, rate).unflatten(0, (info.batch_size, -1)), 0
