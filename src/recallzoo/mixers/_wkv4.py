@@ -1,53 +1,57 @@
-"""RWKV-4's weighted mean as an operator of PyTorch: a kernel that packs and compiles.
+"""RWKV-4's gated weighted mean as an operator of PyTorch: a kernel that packs and compiles.
 
-    wkv4(k, v, decay, first) -> y
+    gated_wkv4(projected, decay, first) -> y            y = sigmoid(r) wkv(k, v; decay, first)
 
 Sequences come in groups with a decay and a `first` of their own, so that mapping over packed runs
-(`torch.func.vmap`) only adds groups: the batching rule puts the runs' sequences one below the
-other and calls the operator once.
+(`torch.func.vmap`) only adds groups: the batching rule makes the runs part of the groups and calls
+the operator once.
 
-Letters   N sequences, T time, D width, G groups of N / G sequences, R packed runs.
+Letters   G groups of N sequences, T time, D width, C chunks, R packed runs.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def wkv4(k: Tensor, v: Tensor, decay: Tensor, first: Tensor) -> Tensor:
-    """The wkv of `rwkv4`, [N, T, D] in the dtype of v, from k and v [N, T, D] and, in float32,
-    decay (above zero) and first [G, D]."""
-    return _forward(k, v, decay, first)[0]
+def gated_wkv4(
+    projected: Float[Tensor, "3 N T D"], decay: Float[Tensor, "D"], first: Float[Tensor, "D"]
+) -> Float[Tensor, "N T D"]:
+    """sigmoid(r) times the wkv of `rwkv4`, in the dtype of `projected`, which is k, v and r;
+    decay (above zero) and first in float32."""
+    return _forward(projected[None], decay[None], first[None])[0].squeeze(0)
 
 
-@torch.library.custom_op("recallzoo::wkv4", mutates_args=())
-def _forward(k: Tensor, v: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """wkv and, for the gradients alone, states of the scan."""
+@torch.library.custom_op("recallzoo::gated_wkv4", mutates_args=())
+def _forward(projected: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """y [G, N, T, D] and, for the gradients alone, states of the scan, from [G, 3, N, T, D] and
+    [G, D]."""
     from recallzoo.mixers._kernels import wkv4 as kernel
 
-    return kernel.forward(*(t.contiguous() for t in (k, v, decay, first)))
+    return kernel.forward(*(t.contiguous() for t in (projected, decay, first)))
 
 
-@torch.library.custom_op("recallzoo::wkv4_backward", mutates_args=())
+@torch.library.custom_op("recallzoo::gated_wkv4_backward", mutates_args=())
 def _backward(
-    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, states: Tensor, d_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    projected: Tensor, decay: Tensor, first: Tensor, states: Tensor, d_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     from recallzoo.mixers._kernels import wkv4 as kernel
 
-    return kernel.backward(*(t.contiguous() for t in (k, v, decay, first, states, d_y)))
+    return kernel.backward(*(t.contiguous() for t in (projected, decay, first, states, d_y)))
 
 
 @_forward.register_fake
-def _(k, v, decay, first):  # noqa: ARG001
+def _(projected, decay, first):  # noqa: ARG001
     from recallzoo.mixers._kernels import wkv4 as kernel
 
-    y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    return y, decay.new_empty(kernel.state_shape(*k.shape))
+    groups, _, *rest = projected.shape
+    return projected.new_empty(groups, *rest), decay.new_empty(kernel.state_shape(projected))
 
 
 @_backward.register_fake
-def _(k, v, decay, first, states, d_y):  # noqa: ARG001
+def _(projected, decay, first, states, d_y):  # noqa: ARG001
     dense = torch.contiguous_format
-    return tuple(torch.empty_like(t, memory_format=dense) for t in (k, v, decay, first))
+    return tuple(torch.empty_like(t, memory_format=dense) for t in (projected, decay, first))
 
 
 def _save(ctx, inputs, output) -> None:
@@ -61,22 +65,19 @@ def _gradients(ctx, d_y, d_states):  # noqa: ARG001 (nobody sees the states)
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _grouped(info, in_dims, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """Every tensor with the mapped axis in front, where it becomes part of the first."""
-    mapped = [
-        tensor.expand(info.batch_size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-        for tensor, axis in zip(tensors, in_dims, strict=True)
-    ]
-    return [tensor.flatten(0, 1) for tensor in mapped]
+def _over_groups(operator):
+    """The rule for mapping over runs: the mapped axis becomes part of the groups."""
+
+    def rule(info, in_dims, *tensors):
+        mapped = [
+            t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
+            for t, axis in zip(tensors, in_dims, strict=True)
+        ]
+        found = operator(*(t.flatten(0, 1) for t in mapped))
+        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0,) * len(found)
+
+    return rule
 
 
-@_forward.register_vmap
-def _(info, in_dims, *tensors):
-    found = _forward(*_grouped(info, in_dims, tensors))
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0)
-
-
-@_backward.register_vmap
-def _(info, in_dims, *tensors):
-    gradients = _backward(*_grouped(info, in_dims, tensors))
-    return tuple(g.unflatten(0, (info.batch_size, -1)) for g in gradients), (0, 0, 0, 0)
+for _operator in (_forward, _backward):
+    _operator.register_vmap(_over_groups(_operator))

@@ -17,7 +17,8 @@ Differs  The reference computes wkv in a CUDA kernel. It sets its matrices aside
          there.
 State    conv: the input before, D. matrix: numerator, denominator and their common exponent,
          3 D.
-Cost     O(B T D (D + RADIX)): see `_decayed_sums`. With Triton on CUDA wkv is a scan in registers.
+Cost     O(B T D (D + RADIX)): see `_decayed_sums`. With Triton on CUDA the gated
+         wkv is a scan in registers, and the three mixtures are made at once.
 Letters  B batch, T time, D width, N blocks.
 """
 
@@ -30,8 +31,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._contract import HAS_TRITON, Cache, Context, Mixer, OptionValue
-from recallzoo.mixers._wkv4 import wkv4
+from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue
+from recallzoo.mixers._token_shift import has_kernels, token_shift_mix
+from recallzoo.mixers._wkv4 import gated_wkv4
 
 RADIX = 4
 """Positions that are summed directly; longer stretches are sums of sums."""
@@ -105,13 +107,18 @@ class RWKV4(Mixer):
         return k, v, torch.sigmoid(r)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        k, v, gate = self._project(x, _one_later(x, 0.0))
         decay, first = self.time_decay.float().exp(), self.time_first.float()
-        if k.is_cuda and HAS_TRITON:
-            wkv = wkv4(k, v, decay[None], first[None])
-        else:
-            wkv = weighted_mean(k.float(), v.float(), decay, first)
+        if has_kernels(x):
+            return self.output(gated_wkv4(self._projected(x), decay, first))
+        k, v, gate = self._project(x, _one_later(x, 0.0))
+        wkv = weighted_mean(k.float(), v.float(), decay, first)
         return self.output(gate * wkv.to(gate.dtype))
+
+    def _projected(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "3 B T D"]:
+        """Keys, values and receptances by one product. What is stacked is small."""
+        mixed = token_shift_mix(x, torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r]))
+        weights = torch.stack([self.key.weight, self.value.weight, self.receptance.weight])
+        return torch.bmm(mixed.flatten(1, 2), weights.mT).unflatten(1, x.shape[:2])
 
     def init_cache(self, batch_size: int) -> Cache:
         weight = self.key.weight
@@ -145,7 +152,7 @@ def weighted_mean(
     decay: Float[Tensor, "D"],
     first: Float[Tensor, "D"],
 ) -> Float[Tensor, "B T D"]:
-    """wkv of all positions at once, in PyTorch; on CUDA `_wkv4` scans instead."""
+    """wkv of all positions at once, in PyTorch; on CUDA `_wkv4` scans instead, gate included."""
     exponent, total, weight = _decayed_sums(k, v, None, decay)
     return _with_current(
         _one_later(exponent, EMPTY),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue
+from recallzoo.mixers._token_shift import has_kernels, token_shift_pair
 
 
 class RWKV4Channel(Mixer):
@@ -66,11 +67,18 @@ class RWKV4Channel(Mixer):
             nn.init.normal_(linear.weight, std=0.02)
 
     def _mix(self, x: Float[Tensor, "*S D"], before: Float[Tensor, "*S D"]) -> Tensor:
-        hidden = torch.relu(self.key(before + (x - before) * self.channel_mix_k)) ** 2
-        gate = torch.sigmoid(self.receptance(before + (x - before) * self.channel_mix_r))
-        return gate * self.value(hidden)
+        return self._gated(
+            before + (x - before) * self.channel_mix_k, before + (x - before) * self.channel_mix_r
+        )
+
+    def _gated(self, for_key: Float[Tensor, "*S D"], for_gate: Float[Tensor, "*S D"]) -> Tensor:
+        hidden = torch.relu(self.key(for_key)) ** 2
+        return torch.sigmoid(self.receptance(for_gate)) * self.value(hidden)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
+        if has_kernels(x):
+            mix = torch.stack([self.channel_mix_k, self.channel_mix_r])
+            return self._gated(*token_shift_pair(x, mix))
         return self._mix(x, F.pad(x, (0, 0, 1, 0))[..., :-1, :])
 
     def init_cache(self, batch_size: int) -> Cache:

@@ -1,4 +1,4 @@
-"""RWKV-4's weighted mean as a scan in registers: Triton kernels.
+"""RWKV-4's weighted mean, gated, as a scan in registers: Triton kernels.
 
 A program keeps the sums of one sequence and a block of channels, a channel to a thread, so that no
 thread reads what another wrote. Positions come in chunks, whose rows are all asked for before the
@@ -8,13 +8,15 @@ in registers, then runs back in time with
 
     G[t-1] = g[t] / den[t] (1, -y[t]) + e^-w G[t],        d w = - sum over t of e^-w G[t] . sums[t]
 
-Every sum carries its largest exponent, as in `rwkv4._decayed_sums`, here in powers of 2.
+Every sum carries its largest exponent, as in `rwkv4._decayed_sums`, here in powers of 2. Keys,
+values and receptances lie in one tensor [G, 3, N, T, D], as a product of all three leaves them.
 
-Letters   N sequences, T time, D width, G groups of sequences with weights of their own, C chunks.
+Letters   G groups of N sequences with weights of their own, T time, D width, C chunks.
 """
 
 # Launches take sizes as plain numbers, and options of the compiler.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false
 # The compiler knows no unpacking of tuples.
 # ruff: noqa: RUF005
 
@@ -51,14 +53,26 @@ def _rows(pointer, start, T, D, inside, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _places(group, row, start, N, T: tl.constexpr, D: tl.constexpr):
+    """Where a sequence's keys, values and receptances from `start` on lie."""
+    keys = ((group * 3 * N + row) * T + start) * D
+    values = (((group * 3 + 1) * N + row) * T + start) * D
+    return keys, values, (((group * 3 + 2) * N + row) * T + start) * D
+
+
+@triton.jit
+def _put(pointer, value, mask):
+    tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _forward(
-    k,
-    v,
+    projected,
     decay,
     first,
     y,
     states,
-    PER_GROUP,
+    N,
     T: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
@@ -69,8 +83,9 @@ def _forward(
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
     col = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = col < D
-    w = tl.load(decay + sequence // PER_GROUP * D + col, mask=inside, other=0.0) * LOG2E
-    u = tl.load(first + sequence // PER_GROUP * D + col, mask=inside, other=0.0) * LOG2E
+    group = sequence // N
+    w = tl.load(decay + group * D + col, mask=inside, other=0.0) * LOG2E
+    u = tl.load(first + group * D + col, mask=inside, other=0.0) * LOG2E
     total = tl.zeros([BLOCK], tl.float32)
     weight = tl.zeros([BLOCK], tl.float32)
     exponent = tl.full([BLOCK], EMPTY, tl.float32)
@@ -81,14 +96,17 @@ def _forward(
         tl.store(state + D, weight, mask=inside)
         tl.store(state + 2 * D, exponent, mask=inside)
         at = (sequence * T + start) * D + col
-        keys = _rows(k + at, start, T, D, inside, ROWS)
-        values = _rows(v + at, start, T, D, inside, ROWS)
+        to_k, to_v, to_r = _places(group, sequence % N, start, N, T, D)
+        keys = _rows(projected + to_k + col, start, T, D, inside, ROWS)
+        values = _rows(projected + to_v + col, start, T, D, inside, ROWS)
+        receptances = _rows(projected + to_r + col, start, T, D, inside, ROWS)
         for j in tl.static_range(ROWS):
             key, value = keys[j].to(tl.float32) * LOG2E, values[j].to(tl.float32)
             _, past, now = _shares(exponent, key + u)
-            out = (past * total + now * value) / (past * weight + now)
+            closed = 1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32))
+            out = (past * total + now * value) / ((past * weight + now) * closed)
             here = inside & (start + j < T)
-            tl.store(y + at + j * D, out.to(y.dtype.element_ty), mask=here)
+            _put(y + at + j * D, out, here)
             exponent, past, now = _shares(exponent - w, key)
             total = past * total + now * value
             weight = past * weight + now
@@ -96,17 +114,15 @@ def _forward(
 
 @triton.jit
 def _backward(
-    k,
-    v,
+    projected,
     decay,
     first,
     states,
     d_y,
-    d_k,
-    d_v,
+    d_projected,
     d_decay,
     d_first,
-    PER_GROUP,
+    N,
     T: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
@@ -117,8 +133,9 @@ def _backward(
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
     col = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = col < D
-    w = tl.load(decay + sequence // PER_GROUP * D + col, mask=inside, other=0.0) * LOG2E
-    u = tl.load(first + sequence // PER_GROUP * D + col, mask=inside, other=0.0) * LOG2E
+    group = sequence // N
+    w = tl.load(decay + group * D + col, mask=inside, other=0.0) * LOG2E
+    u = tl.load(first + group * D + col, mask=inside, other=0.0) * LOG2E
     g_total = tl.zeros([BLOCK], tl.float32)
     g_weight = tl.zeros([BLOCK], tl.float32)
     g_exponent = tl.full([BLOCK], EMPTY, tl.float32)
@@ -128,8 +145,10 @@ def _backward(
         chunk = chunks - 1 - back
         start = chunk * ROWS
         at = (sequence * T + start) * D + col
-        keys = _rows(k + at, start, T, D, inside, ROWS)
-        values = _rows(v + at, start, T, D, inside, ROWS)
+        to_k, to_v, to_r = _places(group, sequence % N, start, N, T, D)
+        keys = _rows(projected + to_k + col, start, T, D, inside, ROWS)
+        values = _rows(projected + to_v + col, start, T, D, inside, ROWS)
+        receptances = _rows(projected + to_r + col, start, T, D, inside, ROWS)
         givens = _rows(d_y + at, start, T, D, inside, ROWS)
         state = states + (sequence * chunks + chunk) * 3 * D + col
         total = tl.load(state, mask=inside, other=0.0)
@@ -149,7 +168,10 @@ def _backward(
             largest, past, now = _shares(exponents[j], key + u)
             inverse = 1.0 / (past * weights[j] + now)
             out = (past * totals[j] + now * value) * inverse
-            scaled = givens[j].to(tl.float32) * inverse
+            gate = 1.0 / (1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32)))
+            given = givens[j].to(tl.float32) * gate
+            _put(d_projected + to_r + col + j * D, given * out * (1.0 - gate), here)
+            scaled = given * inverse
             direct = now * scaled
             slope = direct * (value - out)
             sum_first += slope
@@ -158,9 +180,8 @@ def _backward(
             sum_decay -= kept * (g_total * totals[j] + g_weight * weights[j])
             later = tl.exp2(key + g_exponent)
             key_gradient = slope + later * (g_total * value + g_weight)
-            tl.store(d_k + at + j * D, key_gradient.to(d_k.dtype.element_ty), mask=here)
-            value_gradient = direct + later * g_total
-            tl.store(d_v + at + j * D, value_gradient.to(d_v.dtype.element_ty), mask=here)
+            _put(d_projected + to_k + col + j * D, key_gradient, here)
+            _put(d_projected + to_v + col + j * D, direct + later * g_total, here)
             common, keep, add = _shares(g_exponent - w, -largest)
             add *= scaled
             g_total = keep * g_total + add
@@ -170,40 +191,37 @@ def _backward(
     tl.store(d_first + sequence * D + col, sum_first, mask=inside)
 
 
-def state_shape(num_sequences: int, seq_len: int, width: int) -> tuple[int, int, int, int]:
-    """Of the stored sums: [N, C, 3, D]."""
-    return num_sequences, int(triton.cdiv(seq_len, min(CHUNK, seq_len))), 3, width
+def state_shape(projected: Tensor) -> tuple[int, ...]:
+    """Of the stored sums: [G, N, C, 3, D]."""
+    groups, _, number, seq_len, width = projected.shape
+    return groups, number, int(triton.cdiv(seq_len, min(CHUNK, seq_len))), 3, width
 
 
-def forward(k: Tensor, v: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """y [N, T, D] in the dtype of v and the sums before each chunk, [N, C, 3, D], from k and v
-    [N, T, D], decay and first [G, D] in float32."""
-    num_sequences, seq_len, width = k.shape
-    y = torch.empty_like(v)
-    states = torch.empty(state_shape(*k.shape), device=k.device)
-    grid, sizes = _launch(num_sequences, seq_len, width)
-    _forward[grid](k, v, decay, first, y, states, num_sequences // len(decay), **sizes)
+def forward(projected: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(r) wkv, [G, N, T, D], and the sums before each chunk, [G, N, C, 3, D], from k, v
+    and r [G, 3, N, T, D], decay and first [G, D] in float32."""
+    y = torch.empty_like(projected[:, 0], memory_format=torch.contiguous_format)
+    states = torch.empty(state_shape(projected), device=projected.device)
+    grid, sizes = _launch(projected)
+    _forward[grid](projected, decay, first, y, states, **sizes)
     return y, states
 
 
 def backward(
-    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, states: Tensor, d_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of k, v, decay and first."""
-    num_sequences, seq_len, width = k.shape
-    sums = torch.empty(2, num_sequences, width, device=k.device)
-    d_k, d_v = torch.empty_like(k), torch.empty_like(v)
-    grid, sizes = _launch(num_sequences, seq_len, width)
-    per_group = num_sequences // len(decay)
-    _backward[grid](
-        *(k, v, decay, first, states, d_y, d_k, d_v, sums[0], sums[1], per_group), **sizes
-    )
-    by_group = sums.unflatten(1, (len(decay), per_group))
-    return d_k, d_v, by_group[0].sum(1), by_group[1].sum(1)
+    projected: Tensor, decay: Tensor, first: Tensor, states: Tensor, d_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of k, v and r in one tensor, decay and first."""
+    groups, _, number, _, width = projected.shape
+    sums = torch.empty(2, groups, number, width, device=projected.device)
+    d_projected = torch.empty_like(projected)
+    grid, sizes = _launch(projected)
+    _backward[grid](projected, decay, first, states, d_y, d_projected, sums[0], sums[1], **sizes)
+    return d_projected, sums[0].sum(1), sums[1].sum(1)
 
 
-def _launch(num_sequences: int, seq_len: int, width: int) -> tuple[tuple[int], dict[str, int]]:
+def _launch(projected: Tensor) -> tuple[tuple[int], dict[str, int]]:
+    groups, _, number, seq_len, width = projected.shape
     block = min(BLOCK, int(triton.next_power_of_2(width)))
-    sizes = {"T": seq_len, "D": width, "ROWS": min(CHUNK, seq_len), "BLOCK": block}
-    grid = (num_sequences * int(triton.cdiv(width, block)),)
+    sizes = {"N": number, "T": seq_len, "D": width, "ROWS": min(CHUNK, seq_len), "BLOCK": block}
+    grid = (groups * number * int(triton.cdiv(width, block)),)
     return grid, {**sizes, "num_warps": max(1, block // 32)}
