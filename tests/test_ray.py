@@ -3,11 +3,13 @@
 The cluster is a real one, of this machine's CPUs.
 """
 
+import dataclasses
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -15,6 +17,10 @@ from polars.testing import assert_frame_equal
 
 from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.executors._contract import Watcher
+from recallzoo.executors._lanes import Lanes, Seat, share_of_one
+from recallzoo.executors._worker import WorkerOptions, compile_threads
+from recallzoo.executors.on_ray import longest_first
+from recallzoo.files import read_json
 from recallzoo.mixers import mixer
 from recallzoo.model import ModelConfig
 from recallzoo.result import Result
@@ -28,6 +34,19 @@ DATA = Data.of(task("mqar", seq_len=8, num_pairs=1, vocab_size=512), train=2048,
 NUM_WORKERS = 3
 OPTIONS = {"device": "cpu", "checkpoint_seconds": 0.0}
 ON_RAY = {**OPTIONS, "executor": "ray", "devices": NUM_WORKERS}
+
+HUNGRY = """
+import torch
+from torch import nn
+
+class Hungry(nn.Module):
+    def __init__(self, d_model, max_seq_len):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2**44))
+
+    def forward(self, x):
+        return x
+"""
 
 
 def run_of(rate: float, width: int, num_epochs: int = 8) -> Run:
@@ -86,7 +105,7 @@ def workers_in_training() -> list[int]:
             title = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::train_on_worker"):
+        if title.startswith(b"ray::PackWorker.train"):
             found.append(int(folder.name))
     return found
 
@@ -118,7 +137,15 @@ def metrics(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"devices": 2}, {"ray_address": "auto"}, {"executor": "slurm"}, {**ON_RAY, "devices": 0}],
+    [
+        {"devices": 2},
+        {"ray_address": "auto"},
+        {"packs_per_device": 2},
+        {"executor": "slurm"},
+        {**ON_RAY, "devices": 0},
+        {**ON_RAY, "packs_per_device": 0},
+        {**ON_RAY, "packs_per_device": 65},
+    ],
 )
 def test_options_that_would_be_ignored_are_refused(options):
     with pytest.raises(InvalidConfig):
@@ -151,10 +178,11 @@ def ray():
 
 
 @pytest.mark.slow
-def test_a_worker_killed_changes_nothing_in_the_table(ray, tmp_path):
+def test_packs_that_share_a_device_and_a_worker_killed_change_nothing_in_the_table(ray, tmp_path):
     sweep(RUNS, Store(tmp_path / "here"), Notes(), SweepOptions(**OPTIONS))
     watcher = Killer(tmp_path / "ray", times=1)
-    results = sweep(RUNS, Store(tmp_path / "ray"), watcher, SweepOptions(**ON_RAY))
+    options = SweepOptions(**{**ON_RAY, "devices": 1, "packs_per_device": 2})
+    results = sweep(RUNS, Store(tmp_path / "ray"), watcher, options)
     assert watcher.killed == 1
     [warning] = [w for w in watcher.warnings if "worker was lost" in w]
     assert "goes on from its last checkpoint" in warning
@@ -166,7 +194,90 @@ def test_a_worker_killed_changes_nothing_in_the_table(ray, tmp_path):
     assert watcher.started == [1, 2, 3]
     assert watcher.most_at_once > 1
     assert watcher.at_once == 0
+    [call] = read_json(tmp_path / "ray" / "sweep.json")["calls"]
+    assert (call["executor"], call["device"], call["outcome"]) == ("ray", "cpu", "finished")
+    assert (call["num_devices"], call["packs_per_device"]) == (1, 2)
+    assert (call["num_packs"], call["num_runs"], call["num_runs_trained"]) == (2, 6, 6)
     assert not list((tmp_path / "ray" / "packs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_pack_that_does_not_fit_into_memory_is_halved_and_one_that_never_fits_is_named(
+    ray, tmp_path
+):
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    model = ModelConfig(mixers=(mixer(f"{tmp_path}/hungry.py:Hungry"),), d_model=16, num_layers=1)
+    runs = [dataclasses.replace(run, model=model) for run in RUNS[:2]]
+    watcher = Notes()
+    options = SweepOptions(**ON_RAY, packs_per_device=2)
+    with pytest.raises(UserError, match="into 1/2 of the device's memory even alone"):
+        sweep(runs, Store(tmp_path / "o"), watcher, options)
+    assert watcher.warnings == ["out of memory with 2 runs in a pack; going on with 1."]
+    [call] = read_json(tmp_path / "o" / "sweep.json")["calls"]
+    assert (call["outcome"], call["num_runs_trained"]) == ("UserError", 0)
+
+
+@pytest.mark.slow
+def test_packs_are_spread_over_devices_before_they_share_one(ray):
+    class Where:
+        def group(self) -> str | None:
+            import ray
+
+            return ray.get_runtime_context().get_placement_group_id()
+
+    def group(seat: Seat | None) -> str:
+        assert seat is not None
+        return ray.get(seat.worker.group.remote())
+
+    where = ray.remote(Where)
+    lanes = Lanes(ray, "CPU", 2, lambda needs: where.options(**needs).remote())
+    lanes.ask_for(2)
+    seats = [lanes.take(cost) for cost in (5.0, 3.0, 1.0, 2.0)]
+    assert lanes.take(1.0) is None
+    groups = [group(seat) for seat in seats]
+    assert groups == [groups[0], groups[1], groups[1], groups[0]]
+    assert groups[0] != groups[1]
+    assert seats[0] is not None
+    lanes.give_back(seats[0], is_alive=True)
+    again = lanes.take(4.0)
+    assert again is not None
+    assert again.worker is seats[0].worker
+    lanes.give_back(again, is_alive=False)
+    other = lanes.take(4.0)
+    assert group(other) == groups[0]
+    lanes.release()
+    assert group(other) == groups[0]
+    lanes.release(busy=True)
+
+
+def test_packs_of_a_machine_have_its_cpus_for_compiling():
+    def threads(resources: dict[str, float], **options: Any) -> int:
+        common = {"folder": "", "compiled": None, "checkpoint_seconds": 0.0, "version": ""}
+        defaults: dict[str, Any] = {
+            "device": "cuda",
+            "packs_per_device": 1,
+            "most_devices": None,
+        }
+        return compile_threads(resources, WorkerOptions(**{**common, **defaults, **options}))
+
+    machine = {"CPU": 32.0, "GPU": 2.0}
+    assert threads(machine) == 16
+    assert threads(machine, packs_per_device=4) == 4
+    assert threads(machine, packs_per_device=4, most_devices=1) == 8
+    assert threads(machine, packs_per_device=64) == 1
+    assert threads(machine, device="cpu") == 1
+
+
+def test_the_longest_packs_are_handed_out_first():
+    short, middle, long = ("a", [run_of(1e-3, 16)]), ("b", RUNS[:3]), ("c", RUNS[3:])
+    assert longest_first([short, long, middle]) == [long, middle, short]
+
+
+@pytest.mark.parametrize("packs", [1, 2, 3, 6, 7, 64])
+def test_shares_of_a_device_are_such_that_all_fit(packs):
+    share = share_of_one(packs)
+    assert 0.99 < packs * share <= 1
+    assert round(share * 10_000) == pytest.approx(share * 10_000, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recallzoo import sweep as sweep_module
+from recallzoo.devices import choose_device
 from recallzoo.errors import InvalidConfig, StoreError, UserError
+from recallzoo.executors import local
+from recallzoo.executors.devices import expected_cost, free_memory, runs_that_fit
 from recallzoo.files import read_json, write_json
 from recallzoo.mixers import mixer
 from recallzoo.model import ModelConfig
 from recallzoo.result import Result
 from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.store import Store
-from recallzoo.sweep import SweepOptions, choose_device, packs_of, runs_that_fit, sweep
+from recallzoo.sweep import SweepOptions, packs_of, sweep
 from recallzoo.tasks import Data, task
 from recallzoo.train.packed import Pack, PackOptions, Progress
 
@@ -101,25 +104,33 @@ class _Interrupting(Pack):
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
     _Interrupting.left = results
-    monkeypatch.setattr(sweep_module, "Pack", _Interrupting)
+    monkeypatch.setattr(local, "Pack", _Interrupting)
 
 
-def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, after: int = 0) -> None:
+NO_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+}
+
+
+def short_of_memory(
+    monkeypatch: pytest.MonkeyPatch, most: int, after: int = 0, on: str = "cuda"
+) -> None:
     """Packs of more than `most` runs run out of memory, after yielding `after` results."""
 
     class Short(Pack):
         def __init__(self, runs: list[Run], device: Any, options: PackOptions | None) -> None:
             if len(runs) > most and not after:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise NO_MEMORY[on]
             super().__init__(runs, device, options)
 
         def train(self) -> Iterator[Result]:
             for number, result in enumerate(super().train()):
                 if len(self.runs) > most and number == after:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
+                    raise NO_MEMORY[on]
                 yield result
 
-    monkeypatch.setattr(sweep_module, "Pack", Short)
+    monkeypatch.setattr(local, "Pack", Short)
 
 
 def test_a_sweep_trains_every_run_and_returns_the_results_in_order(tmp_path):
@@ -213,11 +224,11 @@ def test_an_empty_list_and_identical_runs_are_refused(tmp_path):
     assert Store(tmp_path).hashes() == []
 
 
-@pytest.mark.parametrize("most", [1, 2, 4])
-def test_a_pack_that_does_not_fit_into_memory_is_cut_until_it_does(tmp_path, monkeypatch, most):
+@pytest.mark.parametrize(("most", "on"), [(1, "cuda"), (2, "cpu"), (4, "cuda")])
+def test_a_pack_that_does_not_fit_into_memory_is_cut_until_it_does(tmp_path, monkeypatch, most, on):
     runs = [run_of(seed=seed) for seed in range(5)]
     expected, _ = do(runs, tmp_path / "whole")
-    short_of_memory(monkeypatch, most)
+    short_of_memory(monkeypatch, most, on=on)
     results, watcher = do(runs, tmp_path / "o", max_pack_size=5)
     trained = [pack for pack in watcher.packs if len(pack) <= most]
     assert sorted(h for pack in trained for h in pack) == sorted(hashes(runs))
@@ -285,6 +296,81 @@ def test_fewer_large_runs_than_small_ones_are_expected_to_fit():
         budget=dataclasses.replace(small.budget, batch_size=256),
     )
     assert 1 <= runs_that_fit(large, CPU) < runs_that_fit(small, CPU)
+
+
+def test_what_a_pack_held_is_given_back_before_the_next():
+    def num_held() -> int:
+        tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
+        return sum(t.numel() == 4243 * 16 for t in tensors)  # embeddings, gradients, moments
+
+    data = Data.of(task("mqar", seq_len=8, num_pairs=1, vocab_size=4243), train=32, valid=8, test=8)
+    gc.disable()
+    try:
+        list(Pack([dataclasses.replace(run_of(), data=data)], CPU).train())
+        assert num_held() >= 3  # of a program that refers to itself
+        free_memory(CPU)
+        assert num_held() == 0
+    finally:
+        gc.enable()
+
+
+def test_packs_that_share_a_device_have_a_part_of_its_memory_each():
+    run = dataclasses.replace(
+        run_of(),
+        data=Data.of(task("mqar", seq_len=64, num_pairs=4), train=256, valid=8, test=8),
+        budget=Budget(batch_size=128),
+    )
+    whole = runs_that_fit(run, CPU, 2**28)
+    assert 2 <= runs_that_fit(run, CPU, 2**27) <= whole / 2 + 1
+    assert runs_that_fit(run, CPU, 2**20) == 1
+
+
+def test_more_runs_steps_width_layers_and_tokens_are_expected_to_cost_more():
+    small = run_of()
+    costs = [
+        expected_cost(pack)
+        for pack in (
+            [small],
+            [small, run_of(1e-2)],
+            [run_of(num_epochs=9)] * 2,
+            [run_of(width=64, num_epochs=9)] * 2,
+        )
+    ]
+    assert costs == sorted(set(costs))
+    assert costs[1] == 2 * costs[0]
+    longer = Data.of(
+        task("mqar", seq_len=16, num_pairs=1, vocab_size=16), train=32, valid=8, test=8
+    )
+    deeper = dataclasses.replace(small.model, num_layers=2)
+    for change in ({"data": longer}, {"model": deeper}):
+        assert expected_cost([dataclasses.replace(small, **change)]) > costs[0]
+
+
+def calls(folder: Path) -> list[dict[str, Any]]:
+    return read_json(folder / "sweep.json")["calls"]
+
+
+def test_every_call_is_recorded_with_its_time_and_what_it_trained(tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        do(RUNS, tmp_path, max_pack_size=3)
+    monkeypatch.undo()
+    do(RUNS, tmp_path)
+    first, second = calls(tmp_path)
+    assert (first["outcome"], second["outcome"]) == ("Interrupted", "finished")
+    assert [call["num_runs_trained"] for call in (first, second)] == [1, 5]
+    assert (second["executor"], second["device"], second["num_devices"]) == ("local", "cpu", 1)
+    assert (second["packs_per_device"], second["num_packs"], second["num_runs"]) == (1, 2, 6)
+    assert first["started"] < first["ended"] < second["started"] < second["ended"]
+    assert 0 < second["wall_seconds"] < 600
+
+
+@pytest.mark.parametrize("content", [[], {"record_version": 2, "calls": []}, {}])
+def test_a_record_of_calls_that_cannot_be_read_is_named(tmp_path, content):
+    store = Store(tmp_path)
+    write_json(tmp_path / "sweep.json", content)
+    with pytest.raises(StoreError, match=r"sweep.json is damaged, or was written by a newer"):
+        sweep(RUNS[:1], store, Watcher(), SweepOptions(device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["tpu", "", "gpu:0", "cuda:-1", "cpu cuda"])

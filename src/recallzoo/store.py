@@ -3,6 +3,7 @@
     DIR/
       store.json                 format version
       commands.json              the command lines that trained here, in order
+      sweep.json                 how and how long each call of a sweep trained
       runs/<hash>/               one finished run, written at once; present means whole
         result.json              config, outcome, provenance
         metrics.jsonl            one line a look at the validation set

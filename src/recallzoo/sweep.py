@@ -11,19 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from recallzoo.devices import choose_device
 from recallzoo.errors import InvalidConfig, StoreError, UserError
-from recallzoo.executors._contract import Executor, Halve, NamedPack, Watcher
+from recallzoo.executors._contract import Executor, Watcher
+from recallzoo.executors._record import recorded
 from recallzoo.executors.devices import runs_that_fit
+from recallzoo.executors.local import LocalExecutor
 from recallzoo.files import explain_os_error, read_json, write_json
 from recallzoo.random import seed_of
 from recallzoo.run import Run
 from recallzoo.store import Result, Store
-from recallzoo.train.packed import Pack, PackOptions
+
+MOST_PACKS_PER_DEVICE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +46,25 @@ class SweepOptions:
     """host:port of the cluster, or auto; None: RAY_ADDRESS, or this machine alone."""
     devices: int | None = None
     """Most devices of the cluster to use at once; None uses all."""
+    packs_per_device: int = 1
+    """Packs that share a device of the cluster: one trains while another compiles."""
 
     def __post_init__(self) -> None:
         if self.executor not in ("local", "ray"):
             raise InvalidConfig(f"executor={self.executor!r} must be 'local' or 'ray'.")
-        for name in ("ray_address", "devices"):
-            if self.executor != "ray" and getattr(self, name) is not None:
+        for name, default in (("ray_address", None), ("devices", None), ("packs_per_device", 1)):
+            if self.executor != "ray" and getattr(self, name) != default:
                 raise InvalidConfig(
                     f"{name}={getattr(self, name)!r} would be ignored by this process. Choose the "
                     f"executor 'ray', or leave it out."
                 )
         if self.devices is not None and self.devices < 1:
             raise InvalidConfig(f"devices={self.devices} must be at least 1.")
+        if not 1 <= self.packs_per_device <= MOST_PACKS_PER_DEVICE:
+            raise InvalidConfig(
+                f"packs_per_device={self.packs_per_device} must be from 1 to "
+                f"{MOST_PACKS_PER_DEVICE}."
+            )
         if self.max_pack_size is not None and self.max_pack_size < 1:
             raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")
 
@@ -77,15 +86,23 @@ def sweep(
     """
     options = options or SweepOptions()
     refuse_duplicates(runs)
-    with _executor(options) as executor, _exclusive(store.folder):
+    with (
+        _executor(options) as executor,
+        _exclusive(store.folder),
+        _recorded(runs, store, executor, options) as record,
+    ):
         store.clear_leftovers()
         plan = _make_plan(runs, store, executor, options.max_pack_size)
         num_finished = sum(store.has(run.hash) for run in runs)
+        record["num_packs"] = len(plan.packs)
         watcher.sweep_started(len(runs), num_finished, len(plan.packs))
         for message in _split_groups(plan.packs):
             watcher.warned(message)
         executor.train(
-            plan.packs, store, watcher, lambda name, pack: _halve(name, pack, store, watcher)
+            plan.packs,
+            store,
+            watcher,
+            lambda name, pack: _halve(name, pack, store, watcher, options.packs_per_device),
         )
         store.clear_leftovers()  # of workers that were lost meanwhile
         store.write_table()
@@ -93,16 +110,44 @@ def sweep(
 
 
 @contextmanager
+def _recorded(
+    runs: list[Run], store: Store, executor: Executor, options: SweepOptions
+) -> Iterator[dict[str, Any]]:
+    """The entry of this call in `sweep.json`."""
+
+    def num_finished() -> int:
+        return sum(store.has(run.hash) for run in runs)
+
+    before = num_finished()
+    with recorded(
+        store.folder,
+        executor=options.executor,
+        device=executor.device,
+        num_devices=executor.num_devices,
+        packs_per_device=options.packs_per_device,
+        max_pack_size=options.max_pack_size,
+        num_runs=len(runs),
+        num_runs_trained=0,
+        num_packs=None,
+    ) as entry:
+        try:
+            yield entry
+        finally:
+            entry["num_runs_trained"] = num_finished() - before
+
+
+@contextmanager
 def _executor(options: SweepOptions) -> Iterator[Executor]:
     if options.executor == "local":
-        yield _Here(options)
+        yield LocalExecutor(options.device, options.compiled, options.checkpoint_seconds)
         return
     from recallzoo.executors.on_ray import RayOptions, ray_executor
 
     ray_options = RayOptions(
         address=options.ray_address,
         device=options.device,
-        most=options.devices,
+        most_devices=options.devices,
+        packs_per_device=options.packs_per_device,
         compiled=options.compiled,
         checkpoint_seconds=options.checkpoint_seconds,
     )
@@ -110,62 +155,18 @@ def _executor(options: SweepOptions) -> Iterator[Executor]:
         yield executor
 
 
-class _Here:
-    """This process: one pack after another on one device."""
-
-    def __init__(self, options: SweepOptions) -> None:
-        self._options = options
-        self._device = choose_device(options.device)
-
-    def runs_that_fit(self, run: Run) -> int:
-        return runs_that_fit(run, self._device)
-
-    def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
-        number, waiting = 0, list(packs)
-        while waiting:
-            name, members = waiting.pop(0)
-            number += 1
-            watcher.pack_started(members, number, number + len(waiting))
-            fits = True
-            try:
-                self._train_pack(name, members, store, watcher)
-            except torch.OutOfMemoryError:
-                fits = False
-            finally:
-                watcher.pack_ended()
-            if not fits:  # after the handler, whose traceback holds the pack that did not fit
-                waiting = halve(name, members) + waiting
-
-    def _train_pack(self, name: str, members: list[Run], store: Store, watcher: Watcher) -> None:
-        folder = store.folder / "packs" / name
-        pack = Pack(
-            members,
-            self._device,
-            PackOptions(
-                compiled=self._options.compiled,
-                checkpoint=folder / "checkpoint.safetensors",
-                checkpoint_seconds=self._options.checkpoint_seconds,
-                on_progress=watcher.pack_progressed,
-            ),
-        )
-        for result in pack.train():
-            if not store.has(result.hash):
-                store.write(result)
-                watcher.run_finished(result)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _halve(
-    name: str, members: list[Run], store: Store, watcher: Watcher
+    name: str, members: list[Run], store: Store, watcher: Watcher, packs_per_device: int
 ) -> list[tuple[str, list[Run]]]:
     """Smaller packs in place of one that did not fit into memory, without its finished runs."""
     members = [run for run in members if not store.has(run.hash)]
     if len(members) == 1:
+        share = f"1/{packs_per_device} of " if packs_per_device > 1 else ""
         raise UserError(
-            f"run {members[0].hash} ({members[0].model_label}) does not fit into the device's "
-            f"memory even alone. Lower budget.batch_size or the model's size."
+            f"run {members[0].hash} ({members[0].model_label}) does not fit into {share}the "
+            f"device's memory even alone. Lower budget.batch_size or the model's size"
+            f"{', or --packs-per-device' if share else ''}."
         )
-    torch.cuda.empty_cache()
     parts = _cut(members, (len(members) + 1) // 2)
     watcher.warned(
         f"out of memory with {len(members)} runs in a pack; going on with {len(parts[0])}."

@@ -14,7 +14,7 @@ from recallzoo.errors import StoreError, UserError
 
 OPTIONS = {
     "run": "checkpoint-seconds device devices dry-run executor help max-pack-size mixer out "
-    "ray-address",
+    "packs-per-device ray-address",
     "export": "data help out overwrite step",
     "pretrain": (
         "beta checkpoint-activations compile context cut-rates d-model data device epochs "

@@ -1,4 +1,4 @@
 """Where packs train. `sweep.py` decides what trains together; an executor, where and when.
 
-This process is the default and lives in `sweep.py`; `on_ray.py` has a cluster's devices.
+`local.py`, the default, has this process; `on_ray.py` a cluster's devices.
 """

@@ -30,8 +30,19 @@ Halve = Callable[[str, list[Run]], list[NamedPack]]
 class Executor(Protocol):
     """Where packs train."""
 
+    @property
+    def device(self) -> str:
+        """The kind of its devices, or the one it has."""
+        ...
+
+    @property
+    def num_devices(self) -> int:
+        """How many of them it uses at once."""
+        ...
+
     def runs_that_fit(self, run: Run) -> int:
-        """How many runs like this one are expected to train at once on one of its devices."""
+        """How many runs like this one are expected to train at once in a pack's share of one of
+        its devices."""
         ...
 
     def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:

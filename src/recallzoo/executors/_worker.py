@@ -1,7 +1,10 @@
-"""What a worker of a cluster does: train one pack into the shared results folder."""
+"""What a worker of a cluster does: train packs, one after another, into the shared folder."""
 
+import os
 import shutil
 import socket
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,62 +12,124 @@ from typing import Any, Literal
 import torch
 
 from recallzoo._version import __version__
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
-from recallzoo.executors.devices import runs_that_fit
+from recallzoo.executors.devices import free_memory, memory_for_packs
 from recallzoo.run import Run
 from recallzoo.store import Store
 from recallzoo.train.packed import Pack, PackOptions
+
+COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+MEMORY_IN_ALL = 0.95
+"""Share of a GPU's memory that the packs on it may take together; each process has a context
+of its own beside it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a pack ended. Errors travel as text, as not every exception survives the journey."""
 
-    what: Literal["done", "out of memory", "failed"]
+    what: Literal["done", "out of memory", "failed", "lost"]
     message: str = ""
     exit_code: int = 0
 
 
-def train_on_worker(
-    runs: list[Run],
-    folder: str,
-    name: str,
-    device: str,
-    compiled: bool | None,
-    checkpoint_seconds: float,
-    mailbox: Any,
-    driver_version: str,
-) -> Outcome:
-    """Train a pack to its end, or go on from its checkpoint. Each result is in the store before
-    training goes on, as the next checkpoint will not know of it."""
-    mailbox.put.remote(name, None)
-    try:
-        _require_same_version(driver_version)
-        store = _open(folder)
-        pack_folder = store.folder / "packs" / name
-        pack = Pack(
-            runs,
-            device,
-            PackOptions(
-                compiled=compiled,
-                checkpoint=pack_folder / "checkpoint.safetensors",
-                checkpoint_seconds=checkpoint_seconds,
-                on_progress=lambda progress: mailbox.put.remote(name, progress),
-            ),
-        )
-        for result in pack.train():
-            store.write(result)
-    except torch.OutOfMemoryError:
-        return Outcome("out of memory")
-    except RecallzooError as error:
-        return Outcome("failed", f"{error} (worker on {socket.gethostname()})", error.exit_code)
-    shutil.rmtree(pack_folder, ignore_errors=True)
-    return Outcome("done")
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What all packs of a sweep have in common."""
+
+    folder: str
+    device: Literal["cpu", "cuda"]
+    compiled: bool | None
+    checkpoint_seconds: float
+    packs_per_device: int
+    most_devices: int | None
+    version: str
+    """Of recallzoo where the sweep was started."""
 
 
-def fit_on_worker(run: Run, device: str) -> int:
-    """How many runs like this one fit onto the worker's device."""
-    return runs_that_fit(run, torch.device(device))
+class PackWorker:
+    """A process that has its share of a device for as long as the sweep needs it. A Ray actor.
+
+    It stays on its device: CUDA, once used, cannot be moved to another GPU.
+    """
+
+    def __init__(self, options: WorkerOptions, mailbox: Any) -> None:
+        self._options, self._mailbox = options, mailbox
+        _limit_compile_threads(_threads_here(options))
+        if options.device == "cuda" and options.packs_per_device > 1:
+            # So that a pack that is too large is halved, not the one that happened to be beside.
+            torch.cuda.set_per_process_memory_fraction(MEMORY_IN_ALL / options.packs_per_device)
+
+    def train(self, name: str, runs: list[Run]) -> Outcome:
+        """Train a pack to its end, or go on from its checkpoint."""
+        self._mailbox.put.remote(name, None)
+        try:
+            return self._train(name, runs)
+        finally:
+            free_memory(torch.device(self._options.device))
+
+    def _train(self, name: str, runs: list[Run]) -> Outcome:
+        """Each result is in the store before training goes on, as the next checkpoint will not
+        know of it."""
+        options = self._options
+        try:
+            _require_same_version(options.version)
+            store = _open(options.folder)
+            pack_folder = store.folder / "packs" / name
+            pack = Pack(
+                runs,
+                options.device,
+                PackOptions(
+                    compiled=options.compiled,
+                    checkpoint=pack_folder / "checkpoint.safetensors",
+                    checkpoint_seconds=options.checkpoint_seconds,
+                    on_progress=lambda progress: self._mailbox.put.remote(name, progress),
+                ),
+            )
+            for result in pack.train():
+                store.write(result)
+        except RecallzooError as error:
+            return Outcome("failed", f"{error} (worker on {socket.gethostname()})", error.exit_code)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return Outcome("out of memory")
+        shutil.rmtree(pack_folder, ignore_errors=True)
+        return Outcome("done")
+
+
+def memory_on_worker(device: str) -> float:
+    """Bytes for packs on the worker's device."""
+    return memory_for_packs(torch.device(device))
+
+
+def compile_threads(resources: Mapping[str, float], options: WorkerOptions) -> int:
+    """Threads that compile for one pack, so that all packs of a machine with these resources
+    compile at once on its CPUs: CPUs / (devices x packs per device)."""
+    devices = resources.get("GPU" if options.device == "cuda" else "CPU", 1.0)
+    devices = min(devices, options.most_devices or devices)
+    return max(1, int(resources.get("CPU", 1.0) / (devices * options.packs_per_device)))
+
+
+def _threads_here(options: WorkerOptions) -> int:
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return compile_threads(
+        next(n for n in ray.nodes() if n["NodeID"] == here)["Resources"], options
+    )
+
+
+def _limit_compile_threads(number: int) -> None:
+    """Unless whoever started the cluster, or this sweep on a machine of its own, set them. OpenMP
+    has one thread in a worker that has one CPU or less: Ray sees to that."""
+    if COMPILE_THREADS in os.environ:
+        return
+    os.environ[COMPILE_THREADS] = str(number)
+    config: Any = sys.modules.get("torch._inductor.config")
+    if config is not None:  # which read the environment when it was loaded
+        config.compile_threads = number
 
 
 def _open(folder: str) -> Store:

@@ -1,25 +1,30 @@
 """Packs on the devices of a Ray cluster.
 
-Each pack is a Ray task on one GPU, or on one CPU where the cluster has no GPU or none is wanted.
-The task writes finished runs and checkpoints into the results folder itself, which all machines
-share; the driver hands out packs, watches, and writes nothing but the plan. So whatever is lost,
-a task, a machine or the driver, what was finished is on disk, and a pack goes on elsewhere from
-its last checkpoint. A pack that loses its worker several times without getting further is given
-up with a message, as it would take down one worker after another.
+Each pack trains on one GPU or a share of it, or on CPUs where the cluster has no GPU or none is
+wanted. Its worker writes finished runs and checkpoints into the results folder itself, which all
+machines share; the driver hands out packs, watches, and writes nothing but the plan. So whatever
+is lost, a worker, a machine or the driver, what was finished is on disk, and a pack goes on
+elsewhere from its last checkpoint. A pack that loses its worker several times without getting
+further is given up with a message, as it would take down one worker after another.
 """
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
 
 from recallzoo._version import __version__
 from recallzoo.cluster import connected
 from recallzoo.errors import StoreError, UserError
 from recallzoo.executors._contract import Halve, NamedPack, Watcher
-from recallzoo.executors._worker import Outcome, fit_on_worker, train_on_worker
+from recallzoo.executors._lanes import Lanes, Seat
+from recallzoo.executors._worker import Outcome, PackWorker, WorkerOptions, memory_on_worker
+from recallzoo.executors.devices import expected_cost, runs_that_fit
 from recallzoo.run import Run
 from recallzoo.store import Store
 from recallzoo.train.packed import Progress
@@ -45,6 +50,7 @@ class _Training:
     name: str
     runs: list[Run]
     watcher: Watcher
+    seat: Seat
     started: bool = False
     reported: set[str] = field(default_factory=set)
     """Runs whose results were told of, or were there before."""
@@ -58,8 +64,9 @@ class RayOptions:
     """host:port, or auto; None: RAY_ADDRESS, or this machine alone."""
     device: str
     """auto (GPUs if the cluster has any), cpu or cuda."""
-    most: int | None
-    """Packs that train at once; None: as many as there are devices."""
+    most_devices: int | None
+    """Devices to use at once; None: all."""
+    packs_per_device: int
     compiled: bool | None
     checkpoint_seconds: float
 
@@ -76,27 +83,47 @@ class RayExecutor:
                 "device 'cuda' was asked for, but the Ray cluster has no GPU. Use --device cpu, or "
                 "add machines with GPUs to the cluster."
             )
-        self.device = "cuda" if num_gpus and options.device != "cpu" else "cpu"
-        self._needs = {"num_cpus": 1, "num_gpus": int(self.device == "cuda")}
-        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
+        self.device: Literal["cpu", "cuda"] = (
+            "cuda" if num_gpus and options.device != "cpu" else "cpu"
+        )
+        self._resource = "GPU" if self.device == "cuda" else "CPU"
+        # Beside the driver: lost with another machine, it would take the sweep along.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+
+    @property
+    def num_devices(self) -> int:
+        available = int(self._ray.cluster_resources().get(self._resource, 0))
+        return max(1, min(available, self._options.most_devices or available))
+
+    @functools.cached_property
+    def _memory_bytes(self) -> float:
+        """A pack's share of a device's memory, asked of one device."""
+        needs = {"num_cpus": 1, "num_gpus": int(self.device == "cuda")}
+        remote = self._ray.remote(**needs)(memory_on_worker)
+        return self._ray.get(remote.remote(self.device)) / self._options.packs_per_device
 
     def runs_that_fit(self, run: Run) -> int:
-        remote = self._ray.remote(fit_on_worker).options(**self._needs)
-        return self._ray.get(remote.remote(run, self.device))
+        return runs_that_fit(run, torch.device(self.device), self._memory_bytes)
 
     def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
-        waiting, training = list(packs), dict[Any, _Training]()
-        losses = _Losses(store)
+        several = self.num_devices * self._options.packs_per_device > 1
+        waiting = longest_first(packs) if several else list(packs)
+        training, losses, lanes = dict[Any, _Training](), _Losses(store), self._lanes(store)
         number, last_sign = 0, time.monotonic()
         try:
             while waiting or training:
-                while waiting and len(training) < self._num_devices():
+                if waiting:
+                    lanes.ask_for(min(self.num_devices, len(waiting) + len(training)))
+                while waiting and (seat := lanes.take(expected_cost(waiting[0][1]))):
                     name, runs = waiting.pop(0)
-                    reference = self._submit(name, runs, store)
                     lane = watcher.beside() if isinstance(watcher, ManyPacksWatcher) else watcher
                     done = {run.hash for run in runs if store.has(run.hash)}
-                    training[reference] = _Training(name, runs, lane, reported=done)
-                ended, _ = self._ray.wait(list(training), timeout=POLL_SECONDS)
+                    reference = seat.worker.train.remote(name, runs)
+                    training[reference] = _Training(name, runs, lane, seat, reported=done)
+                ended = self._ended(list(training))
                 for name, progress in self._ray.get(self._mailbox.take.remote()).items():
                     pack = next((p for p in training.values() if p.name == name), None)
                     if pack is None:
@@ -125,63 +152,84 @@ class RayExecutor:
                     _tell_results(pack, store, watcher)
                     if pack.started:
                         pack.watcher.pack_ended()
-                    waiting = self._follow_up(reference, pack, halve, losses, watcher) + waiting
+                    outcome, is_alive = self._outcome(reference)
+                    lanes.give_back(pack.seat, is_alive=is_alive)
+                    waiting = _follow_up(pack, outcome, halve, losses, watcher) + waiting
+                if not waiting:
+                    lanes.release()
         finally:
-            for reference, pack in training.items():
-                self._ray.cancel(reference, force=True)
+            lanes.release(busy=True)
+            for pack in training.values():
                 if pack.started:
                     pack.watcher.pack_ended()
 
-    def _num_devices(self) -> int:
-        kind = "GPU" if self.device == "cuda" else "CPU"
-        available = int(self._ray.cluster_resources().get(kind, 0))
-        return max(
-            1, available if self._options.most is None else min(self._options.most, available)
+    def _lanes(self, store: Store) -> Lanes:
+        options = WorkerOptions(
+            folder=str(store.folder.resolve()),
+            device=self.device,
+            compiled=self._options.compiled,
+            checkpoint_seconds=self._options.checkpoint_seconds,
+            packs_per_device=self._options.packs_per_device,
+            most_devices=self._options.most_devices,
+            version=__version__,
+        )
+        # A lost pack is handed out again here rather than by Ray, so that it is told of.
+        worker = self._ray.remote(max_restarts=0, max_task_retries=0)(PackWorker)
+        return Lanes(
+            self._ray,
+            self._resource,
+            self._options.packs_per_device,
+            lambda needs: worker.options(**needs).remote(options, self._mailbox),
         )
 
-    def _submit(self, name: str, runs: list[Run], store: Store) -> Any:
-        # A lost task is handed out again here rather than by Ray, so that it is told of.
-        remote = self._ray.remote(train_on_worker).options(**self._needs, max_retries=0)
-        return remote.remote(
-            runs,
-            str(store.folder.resolve()),
-            name,
-            self.device,
-            self._options.compiled,
-            self._options.checkpoint_seconds,
-            self._mailbox,
-            __version__,
-        )
+    def _ended(self, references: list[Any]) -> list[Any]:
+        """Those that ended, after a moment for some to end."""
+        if not references:
+            time.sleep(POLL_SECONDS)
+            return []
+        return self._ray.wait(references, timeout=POLL_SECONDS)[0]
 
-    def _follow_up(
-        self,
-        reference: Any,
-        pack: _Training,
-        halve: Halve,
-        losses: "_Losses",
-        watcher: Watcher,
-    ) -> list[NamedPack]:
-        """What is to be trained in place of a pack that ended."""
+    def _outcome(self, reference: Any) -> tuple[Outcome, bool]:
+        """How a pack ended, and whether its worker is alive. Raises what the pack raised."""
         errors = self._ray.exceptions
         try:
-            outcome: Outcome = self._ray.get(reference)
-        except errors.OutOfMemoryError:
-            outcome = Outcome("out of memory")
+            return self._ray.get(reference), True
+        except errors.OutOfMemoryError:  # the machine's: Ray ends a worker
+            return Outcome("out of memory"), False
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from None
         except errors.RayError as error:
-            reason = str(error).strip().partition("\n")[0]
-            losses.add(pack, reason)
-            watcher.warned(
-                f"a worker was lost while it trained {pack.runs[0].model_label} "
-                f"({len(pack.runs)} runs); the pack goes on from its last checkpoint. {reason}"
-            )
-            return [(pack.name, pack.runs)]
-        if outcome.what == "out of memory":
-            return halve(pack.name, pack.runs)
-        if outcome.what == "failed":
-            raise (UserError if outcome.exit_code == 2 else StoreError)(outcome.message)
-        return []
+            reason = str(error).strip().rpartition("\n")[2]
+            if getattr(error, "actor_init_failed", False):
+                raise UserError(
+                    f"a machine of the Ray cluster cannot train: {reason}. All need the same "
+                    f"version of recallzoo, here {__version__}, and what it needs."
+                ) from None
+            return Outcome("lost", reason), False
+
+
+def _follow_up(
+    pack: _Training, outcome: Outcome, halve: Halve, losses: "_Losses", watcher: Watcher
+) -> list[NamedPack]:
+    """What is to be trained in place of a pack that ended."""
+    if outcome.what == "out of memory":
+        return halve(pack.name, pack.runs)
+    if outcome.what == "failed":
+        raise (UserError if outcome.exit_code == 2 else StoreError)(outcome.message)
+    if outcome.what == "lost":
+        losses.add(pack, outcome.message)
+        watcher.warned(
+            f"a worker was lost while it trained {pack.runs[0].model_label} "
+            f"({len(pack.runs)} runs); the pack goes on from its last checkpoint. {outcome.message}"
+        )
+        return [(pack.name, pack.runs)]
+    return []
+
+
+def longest_first(packs: list[NamedPack]) -> list[NamedPack]:
+    """So that devices finish at about the same time: a long pack begun last would keep one of
+    them busy alone (Graham 1969, Bounds on multiprocessing timing anomalies)."""
+    return sorted(packs, key=lambda pack: expected_cost(pack[1]), reverse=True)
 
 
 class _Mailbox:
@@ -245,6 +293,6 @@ def ray_executor(options: RayOptions) -> Iterator[RayExecutor]:
             f"device {options.device!r} names one device of this machine; Ray chooses devices "
             f"itself. Use --device auto, cpu or cuda."
         )
-    cpus = options.most if options.device == "cpu" else None
+    cpus = options.most_devices if options.device == "cpu" else None
     with connected(options.address, cpus, ", or use --executor local on this machine") as ray:
         yield RayExecutor(ray, options)

@@ -62,6 +62,9 @@ class RunOptions:
     """host:port of the cluster, or auto; RAY_ADDRESS, or this machine alone, if not given."""
     devices: int | None = None
     """Most devices of the cluster to use at once; all if not given."""
+    packs_per_device: int = 1
+    """Packs that share a device of the cluster, each with its part of the memory: one trains while
+    another compiles. Keeps one GPU busy too: --executor ray --packs-per-device 4."""
     dry_run: bool = False
     """Print the runs, and which train together, but train nothing."""
     mixer: Annotated[
@@ -206,6 +209,7 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
         executor=options.executor,
         ray_address=options.ray_address,
         devices=options.devices,
+        packs_per_device=options.packs_per_device,
     )
 
 

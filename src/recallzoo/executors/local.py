@@ -1,0 +1,61 @@
+"""Packs in this process."""
+
+import shutil
+
+from recallzoo.devices import choose_device, is_out_of_memory
+from recallzoo.executors._contract import Halve, NamedPack, Watcher
+from recallzoo.executors.devices import free_memory, runs_that_fit
+from recallzoo.run import Run
+from recallzoo.store import Store
+from recallzoo.train.packed import Pack, PackOptions
+
+
+class LocalExecutor:
+    """One pack after another on one device. UserError if it is not there."""
+
+    def __init__(self, device: str, compiled: bool | None, checkpoint_seconds: float) -> None:
+        self._compiled, self._checkpoint_seconds = compiled, checkpoint_seconds
+        self._device = choose_device(device)
+        self.device, self.num_devices = str(self._device), 1
+
+    def runs_that_fit(self, run: Run) -> int:
+        return runs_that_fit(run, self._device)
+
+    def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
+        number, waiting = 0, list(packs)
+        while waiting:
+            name, members = waiting.pop(0)
+            number += 1
+            watcher.pack_started(members, number, number + len(waiting))
+            fits = True
+            try:
+                self._train_pack(name, members, store, watcher)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                fits = False
+            finally:
+                watcher.pack_ended()
+            if not fits or self._device.type == "cuda":
+                # After the handler, whose traceback holds the pack that did not fit.
+                free_memory(self._device)
+            if not fits:
+                waiting = halve(name, members) + waiting
+
+    def _train_pack(self, name: str, members: list[Run], store: Store, watcher: Watcher) -> None:
+        folder = store.folder / "packs" / name
+        pack = Pack(
+            members,
+            self._device,
+            PackOptions(
+                compiled=self._compiled,
+                checkpoint=folder / "checkpoint.safetensors",
+                checkpoint_seconds=self._checkpoint_seconds,
+                on_progress=watcher.pack_progressed,
+            ),
+        )
+        for result in pack.train():
+            if not store.has(result.hash):
+                store.write(result)
+                watcher.run_finished(result)
+        shutil.rmtree(folder, ignore_errors=True)
