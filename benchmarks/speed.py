@@ -170,11 +170,13 @@ def time_pack(
     with own_memory(device):
         watch = Stopwatch(device, options, None if profile is None else record)
         try:
-            pack = Pack(
-                cell.runs(num_runs, num_batches(cell, device), options.precision),
-                device,
-                PackOptions(progress_seconds=options.interval, on_progress=watch),
-            )
+            with options.lock:  # the data are drawn on the device
+                pack = Pack(
+                    cell.runs(num_runs, num_batches(cell, device), options.precision),
+                    device,
+                    PackOptions(progress_seconds=options.interval, on_progress=watch),
+                )
+                synchronise(device)
             for _ in pack.train():
                 pass
         except Enough:

@@ -21,8 +21,8 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def written_out(qkv, num_heads, context, dropout):
-    heads = [p.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for p in qkv.chunk(3, dim=-1)]
-    return attend(*heads, context, dropout=dropout).transpose(-2, -3).flatten(-2)
+    q, k, v = (p.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for p in qkv.chunk(3, dim=-1))
+    return attend(q, k, v, context, dropout=dropout).transpose(-2, -3).flatten(-2)
 
 
 def with_gradient(function, qkv, *options):
