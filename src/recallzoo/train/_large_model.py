@@ -3,6 +3,7 @@
 import functools
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from recallzoo.model import Block, LanguageModel, ModelConfig
 from recallzoo.random import seed_of
 from recallzoo.train._head_loss import head_loss, token_losses
 
+TIMEOUT = timedelta(minutes=30)
+"""Most that processes wait for one another; NCCL's own 10 minutes are short for compiling."""
 VOCAB_MULTIPLE = 64
 """The head gets rows up to a multiple of this, for the speed of its products."""
 
@@ -52,7 +55,8 @@ class Processes:
         return values
 
     def leave(self) -> None:
-        """End the group, if `join_processes` made it."""
+        """End the group, if `join_processes` made it. A step of all processes: where one has
+        failed, the others may wait for it in the middle of a step, and it would wait for them."""
         if self.joined_here:
             dist.destroy_process_group()
 
@@ -86,7 +90,10 @@ def join_processes(device: str) -> Processes:
         torch.cuda.set_device(place)
     join = world_size > 1 and not dist.is_initialized()
     if join:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        # Waiting for all goes through gloo, so that nothing that one process does alone (reading
+        # all data, writing the model) keeps a GPU of the others busy.
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     return Processes(rank, world_size, place, joined_here=join)
 
 
@@ -148,6 +155,10 @@ def compile_model(training: TrainingModel, what: str) -> None:
         model = training.model
         model.hidden = torch.compile(model.hidden, dynamic=False)  # pyright: ignore
         return
+    # Dynamo would cut the graph of a block wherever a bucket of DDP's gradients is full. A block's
+    # gradients are ready together as it is, and uncut it is the graph of one process, found in the
+    # compiler's cache.
+    torch._dynamo.config.optimize_ddp = False
     for block in training.model.blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
 
@@ -189,6 +200,7 @@ def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.M
         training.to(processes.device),
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # they are made of the seed and never change
     )
 
 

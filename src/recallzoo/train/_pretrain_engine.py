@@ -72,9 +72,12 @@ class Engine:
         """Compute and clip the gradient of the mean loss over the global batch. Returns the sum of
         losses over this process's tokens, in nats, and the gradient's norm before clipping."""
         loss_sum = self._accumulate(step, tokens.to(self.processes.device, non_blocking=True))
-        norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
-        if hasattr(norm, "full_tensor"):
+        parameters = list(self.model.parameters())
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm: Any = nn.utils.get_total_norm(grads)
+        if hasattr(norm, "full_tensor"):  # of shares: added up over processes once
             norm = norm.full_tensor()
+        nn.utils.clip_grads_with_norm_(parameters, self.options.max_grad_norm, norm)
         return float(loss_sum), float(norm)
 
     def update(self, step: int) -> float:
@@ -123,13 +126,14 @@ class Engine:
         # DDP and FSDP average gradients over processes, so each takes the mean over its share.
         scale = 1.0 / (self._share * self.plan.context)
         loss_sum = torch.zeros((), device=self.processes.device)
-        for start in range(0, self._share, self.micro_batch):
+        starts = range(0, self._share, self.micro_batch)
+        first = self.processes.rank * self._share
+        seeds = [seed_of(self.options.seed, "dropout", step, first + start) for start in starts]
+        # All at once: each number brought to the device by itself would wait for its work so far.
+        keys = torch.tensor(seeds, device=self.processes.device)
+        for start, key in zip(starts, keys, strict=True):
             last = start + self.micro_batch >= self._share
             large.set_gradient_sync(self.module, last)
-            row = self.processes.rank * self._share + start
-            key = torch.tensor(
-                seed_of(self.options.seed, "dropout", step, row), device=self.processes.device
-            )
             with self.autocast():
                 loss = self.module(tokens[start : start + self.micro_batch], key)
             (loss * scale).backward()

@@ -57,11 +57,9 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         open_run(options.out, plan)
         return read_json(options.out / SUMMARY)
     processes = large.join_processes(options.device)
-    try:
-        run = _Run(options, plan, processes, started)
-        return run.train()
-    finally:
-        processes.leave()
+    summary = _Run(options, plan, processes, started).train()
+    processes.leave()
+    return summary
 
 
 class _Run:
