@@ -40,7 +40,13 @@ class End:
 class Child:
     """A process at work, its output going to a log."""
 
-    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        environment: dict[str, str],
+        folder: Path | None = None,
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self._output: IO[str] = log.open("w", encoding="utf-8")
@@ -48,6 +54,7 @@ class Child:
         self.process = subprocess.Popen(
             command,
             env=environment,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -99,9 +106,15 @@ def end_with_children() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def run(command: list[str], log: Path, environment: dict[str, str], seconds: float) -> End:
-    """A child from start to end."""
-    end = Child(command, log, environment).wait(seconds)
+def run(
+    command: list[str],
+    log: Path,
+    environment: dict[str, str],
+    seconds: float,
+    folder: Path | None = None,
+) -> End:
+    """A child from start to end, in a folder if one is given."""
+    end = Child(command, log, environment, folder).wait(seconds)
     assert end is not None
     return end
 

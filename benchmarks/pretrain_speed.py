@@ -11,12 +11,16 @@ in a process of its own, reading the same synthetic tokens from disk, with the s
 and a micro-batch, one after another on the same device. The first steps, which compile, are left
 out; medians of the rest. nanoGPT (github.com/karpathy/nanoGPT) is not part of this repository:
 give the path of a checkout. Its model has learned positions and a GELU MLP of 4 D, ours rotary
-positions and SwiGLU of 8/3 D: as many weights in products, the same attention.
+positions and SwiGLU of 8/3 D: as many weights in products, the same attention. Neither has biases
+or dropout; both have the same head, bfloat16 products through autocast, flash attention, fused
+AdamW, clipping, gradient accumulation and a compiled model (nanoGPT's as a whole, ours by blocks).
+MFU of both counts 6 operations a weight in products and 12 D T a layer, over the same peak.
 """
 
 import argparse
 import json
 import os
+import pickle
 import re
 import shutil
 import statistics
@@ -28,6 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import text_speed
 import torch
@@ -38,11 +43,24 @@ from recallzoo.mixers._convolution import causal_conv, conv_by_fft
 from recallzoo.mixers._long_convolution import conv_by_tiles, conv_in_blocks
 from recallzoo.presets import preset
 from recallzoo.provenance import environment
+from recallzoo.train._flops import peak_flops
 from recallzoo.train._large_model import padded
 from recallzoo.train._pretrain_log import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNTIMED_STEPS = 5
+NANOGPT = """
+import json, runpy, sys
+sys.argv[0] = "train.py"
+found = runpy.run_path("train.py", run_name="__main__")
+torch, model = found["torch"], found["raw_model"]
+print("recallzoo " + json.dumps({
+    "parameters": sum(p.numel() for p in model.parameters()),
+    "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30
+    if found["device_type"] == "cuda" else None,
+}))
+"""
+"""Its train.py as it is, and at the end what it does not tell."""
 
 
 def ours(
@@ -59,10 +77,9 @@ def ours(
             command += [f"--{option.replace('_', '-')}", getattr(args, option)]
     if args.checkpoint_activations:
         command += ["--checkpoint-activations"]
-    started = time.monotonic()
-    done = _run(command, None)
-    if done.returncode:
-        return {"what": name, "context": context, "failed": done.stderr.strip().splitlines()[-1]}
+    end = _run(args, command, name)
+    if end.status != "done":
+        return {"what": name, "context": context, "failed": end.last_lines(3)}
     summary = json.loads((out / "summary.json").read_text())
     steps = [line for line in read_metrics(out) if "loss_nats" in line][UNTIMED_STEPS:]
     seconds = [line["seconds"] for line in steps]
@@ -79,7 +96,8 @@ def ours(
         "compile": summary["compile"],
         "notes": summary["notes"],
         "device": summary["device"],
-        "wall_seconds": time.monotonic() - started,
+        "micro_batch": summary["micro_batch"],
+        "wall_seconds": end.seconds,
     }
 
 
@@ -92,6 +110,8 @@ def nanogpt(args: argparse.Namespace, context: int, data: Path, folder: Path) ->
     place.mkdir(parents=True, exist_ok=True)
     for name in ("train.bin", "val.bin"):
         np.asarray(tokens, dtype=np.uint16).tofile(place / name)
+    with (place / "meta.pkl").open("wb") as file:  # where its loop looks for the vocabulary
+        pickle.dump({"vocab_size": padded(args.vocab_size)}, file)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     options: dict[str, Any] = {
         "dataset": place.name,
@@ -110,34 +130,56 @@ def nanogpt(args: argparse.Namespace, context: int, data: Path, folder: Path) ->
         "compile": not on_cpu,
         "dtype": "float32" if on_cpu else "bfloat16",
     }
-    command = [sys.executable, "train.py", *(f"--{n}={v!r}" for n, v in options.items())]
-    command = [word.replace("'", "") for word in command]
+    command = [sys.executable, "-c", NANOGPT, *(f"--{n}={v}" for n, v in options.items())]
     try:
-        done = _run(command, args.nanogpt)
+        end = _run(args, command, "nanoGPT", args.nanogpt)
     finally:
-        for name in ("train.bin", "val.bin"):
-            (place / name).unlink()
-        place.rmdir()
-    times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", done.stdout)][UNTIMED_STEPS:]
-    if done.returncode or not times:
-        return {"what": "nanoGPT", "context": context, "failed": done.stderr.strip()[-500:]}
-    count = args.global_batch * context
-    version = subprocess.run(
-        ["git", "-C", str(args.nanogpt), "rev-parse", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+        shutil.rmtree(place)
+    text = end.log.read_text(encoding="utf-8", errors="replace")
+    times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", text)][UNTIMED_STEPS:]
+    told = re.search(r"^recallzoo (\{.*\})$", text, re.MULTILINE)
+    if end.status != "done" or not times or not told:
+        return {"what": "nanoGPT", "context": context, "failed": end.last_lines(3)}
+    about = json.loads(told[1])
+    rate = args.global_batch * context / (statistics.median(times) / 1000)
+    d_model, num_layers = model.d_model, model.num_layers
+    in_products = num_layers * 12 * d_model**2 + d_model * padded(args.vocab_size)
+    flops = 6 * in_products + 12 * num_layers * d_model * context
+    peak = None if on_cpu else peak_flops(torch.device("cuda"))
     return {
         "what": "nanoGPT",
         "context": context,
-        "tokens_per_second": 1000 * count / statistics.median(times),
-        "fastest_tokens_per_second": 1000 * count / min(times),
-        "commit": version or None,
-        "shape": f"{model.num_layers} x {model.d_model}, {heads} heads, vocabulary 50,304",
+        "parameters": about["parameters"],
+        "tokens_per_second": rate,
+        "fastest_tokens_per_second": args.global_batch * context / (min(times) / 1000),
+        "mfu": None if peak is None else flops * rate / peak,
+        "peak_memory_gib": about["peak_memory_gib"],
+        "losses": [float(loss) for loss in re.findall(r"iter \d+: loss ([\d.]+)", text)],
+        "commit": args.nanogpt_commit or _commit(args.nanogpt),
+        "shape": f"{num_layers} x {d_model}, {heads} heads, {padded(args.vocab_size):,} words",
+        "micro_batch": args.micro_batch,
+        "wall_seconds": end.seconds,
     }
 
 
-def _run(command: list[Any], folder: Path | None) -> subprocess.CompletedProcess[str]:
+def _commit(folder: Path) -> str | None:
+    """Of a checkout; None for a copy without history, lest that of a folder around it is named."""
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+def _run(
+    args: argparse.Namespace, command: list[Any], name: str, folder: Path | None = None
+) -> children.End:
+    """A child's end; what it said last is shown if that is not as it should be."""
     words = [str(word) for word in command]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    log = args.logs / f"{name}.log"
+    end = children.run(words, log, dict(os.environ), args.child_seconds, folder)
+    if end.status != "done":
+        print("\n".join([f"{name}: {end.status}", *end.last_lines()]), flush=True)
+    return end
 
 
 def plain_fourier(x: Tensor, taps: Tensor) -> Tensor:
@@ -217,13 +259,20 @@ def main() -> None:
     add("--checkpoint-activations", action="store_true")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT to run beside")
+    add("--nanogpt-commit", help="its commit, if it is a copy without history")
+    add("--child-seconds", type=float, default=600.0, help="most that one run may take")
     add("--convolutions", action="store_true", help="time one long convolution by itself")
     add("--out", type=Path, help="where to write JSON")
     args = parser.parse_args()
-    if args.nanogpt and padded(args.vocab_size) != 50_304:
-        print("note: nanoGPT has 50,304 words; give --vocab-size 50257 for equal heads")
+    if args.global_batch % args.micro_batch:
+        parser.error(f"--global-batch {args.global_batch} is no multiple of --micro-batch.")
+    if args.steps <= UNTIMED_STEPS:
+        parser.error(f"--steps {args.steps} must be more than the {UNTIMED_STEPS} not timed.")
+    if args.nanogpt and not (args.nanogpt / "train.py").exists():
+        parser.error(f"--nanogpt {args.nanogpt} holds no train.py: give a checkout of nanoGPT.")
+    children.end_with_children()
     found: dict[str, Any] = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": {k: v for k, v in vars(args).items() if not isinstance(v, Path)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "provenance": environment(),
         "training": [],
@@ -237,6 +286,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
+            args.logs = folder / "logs"
             text_speed.VOCAB_SIZE = args.vocab_size
             # A hundred steps at most come from distinct contexts; after that they repeat.
             number = min(args.steps, 100) * args.global_batch * (context + 1) + 4 * context
