@@ -52,7 +52,8 @@ def pretrain_command(
     words = ["-m", "recallzoo", "pretrain", settings["preset"], "--data", "DATA", "--out", "OUT"]
     if settings["processes"] > 1:
         number = str(settings["processes"])
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number]
+        start = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        start += ["--nproc-per-node", number]
         words = [*start, *words, "--parallel", settings["parallel"]]
     for name in ("context", "global_batch", "steps", "warmup", "precision", "compile"):
         words += [f"--{name.replace('_', '-')}", str(settings[name])]
