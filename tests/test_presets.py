@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recallzoo.errors import InvalidConfig, UnknownName
-from recallzoo.presets import GPT2_VOCAB_SIZE, preset, registry
+from recallzoo.presets import GPT2_VOCAB_SIZE, SPECIAL, preset, registry
 
 PAPERS = [name for name, one in registry.items() if one.paper_parameters is not None]
 FAMILIES = {"attention": 4, "long_conv": 3, "h3": 3, "hyena": 4, "rwkv": 3}
@@ -45,7 +45,8 @@ def test_a_smaller_vocabulary_takes_its_rows_from_the_embedding_alone():
 
 @pytest.mark.parametrize("name", registry)
 def test_every_preset_trains_at_a_tiny_size(name):
-    tiny = preset(name).resized(128 if "attention" in name else 16, 2)
+    has_heads = any("num_heads" in dict(m.options) for m in preset(name).model.mixers)
+    tiny = preset(name).resized(128 if has_heads else 16, 2)
     model = tiny.build(vocab_size=11, context=6)
     tokens = torch.arange(6)[None] % 11
     model.loss(tokens, torch.arange(5)[None], tokens[:, 1:]).backward()
@@ -71,3 +72,31 @@ def test_rwkv_at_another_depth_has_that_depths_initial_decays():
 def test_an_unknown_model_suggests_near_names():
     with pytest.raises(UnknownName, match="attention-125m"):
         preset("atention-125m")
+
+
+HYBRIDS = [one for one in registry.values() if one.special_layers]
+
+
+@pytest.mark.parametrize("one", HYBRIDS, ids=lambda one: one.name)
+def test_a_hybrid_differs_from_base_conv_in_6_to_9_percent_of_its_layers(one):
+    special, size = one.name.removeprefix("base_conv_").rsplit("-", 1)
+    plain = preset(f"base_conv-{size}").model.layer_mixers()
+    differing = [i for i, m in enumerate(one.model.layer_mixers()) if m != plain[i]]
+    assert tuple(differing) == one.special_layers
+    assert 0.06 < len(differing) / len(plain) < 0.09
+    assert special in SPECIAL
+
+
+def test_a_hybrid_of_another_depth_keeps_its_special_layers_as_deep():
+    lookups = preset("base_conv_lookup-360m").resized(num_layers=16).model.layer_mixers()
+    found = [i for i, m in enumerate(lookups) if m.name == "lookup_attention"]
+    assert found == [3, 7, 11]
+    two = preset("base_conv_lookup-70m").resized(num_layers=2).model.layer_mixers()
+    assert [m.name for m in two] == ["base_conv", "lookup_attention"]
+
+
+def test_a_selection_keeps_its_share_of_the_context():
+    for name in ("base_conv_learned-70m", "base_conv_topk-70m"):
+        (special,) = preset(name).special_layers
+        options = dict(preset(name).resized(context=1024).model.mixers[special].options)
+        assert options["num_rows"] == 128

@@ -5,6 +5,8 @@
 
 A name is a mixer and the paper's scale (70m, 125m, 360m, 1.4b). Sizes count GPT-2's vocabulary; a
 run takes its vocabulary from its data, so that the same preset is smaller on a smaller one.
+Hybrids, base_conv_SPECIAL, have an input-dependent mixer in place of BaseConv's at 6 to 9 % of
+layers: 1 of 12, 2 of 24 or 3 of 48, evenly spaced.
 
 Sources  Parameter counts: Arora et al. 2023, arXiv:2312.04927, Tables 1, 2 and 5. Their widths
          were not available to us; each preset says whose it follows and where it is ours:
@@ -16,7 +18,7 @@ Sources  Parameter counts: Arora et al. 2023, arXiv:2312.04927, Tables 1, 2 and 
          decay 0.1, betas 0.9 and 0.95, clip 1.0, 256 contexts of 2,048 tokens a step).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +51,10 @@ class Preset:
     learning_rate: float = 8e-4
     global_batch: int = 256
     """Contexts a step."""
+    base: tuple[MixerConfig, ...] = ()
+    """Of a hybrid, the mixers of the layers that are not special, repeated in this order."""
+    special_layers: tuple[int, ...] = ()
+    """Of a hybrid, the layers that carry the special mixer."""
 
     def __post_init__(self) -> None:
         printed = f"{self.paper_parameters}M in the paper; " if self.paper_parameters else ""
@@ -59,24 +65,50 @@ class Preset:
         """The model, freshly initialised."""
         return LanguageModel(self.model, vocab_size=vocab_size, max_seq_len=context or self.context)
 
-    def resized(self, d_model: int | None = None, num_layers: int | None = None) -> "Preset":
-        """The preset at another width or depth. Heads keep their width where that divides
-        d_model; a pattern of layers is cut, or repeated as it was. InvalidConfig if it cannot."""
+    def resized(
+        self,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        context: int | None = None,
+    ) -> "Preset":
+        """The preset at another width, depth or context. Heads keep their width where that divides
+        d_model; a pattern of layers is cut, or repeated as it was; a hybrid's special layers keep
+        their depth, and a selection its share of the context. InvalidConfig if it cannot."""
         model = self.model
-        mixers = model.mixers
-        if d_model is not None:
-            mixers = tuple(_with_width(one, model.d_model, d_model) for one in mixers)
-        if num_layers is not None and len(mixers) > num_layers:
-            mixers = mixers[:num_layers]
+        layers = num_layers or model.num_layers
+        mixers, special = model.mixers, self.special_layers
+        if special and layers != model.num_layers:
+            one = mixers[special[0]]
+            special = _same_depths(special, model.num_layers, layers)
+            mixers = _hybrid_layers(self.base, one, special, layers)
+        mixers = mixers[:layers]
         if num_layers is not None and any("layer_index" in dict(m.options) for m in mixers):
             mixers = _rwkv_layers(num_layers)
-        model = replace(
-            model,
-            mixers=mixers,
-            d_model=d_model or model.d_model,
-            num_layers=num_layers or model.num_layers,
+        base = self.base
+        if d_model is not None:
+            mixers, base = (
+                tuple(_with_width(one, model.d_model, d_model) for one in some)
+                for some in (mixers, base)
+            )
+        if context is not None:
+            mixers = tuple(_with_context(one, self.context, context) for one in mixers)
+        model = replace(model, mixers=mixers, d_model=d_model or model.d_model, num_layers=layers)
+        return replace(
+            self,
+            model=model,
+            base=base,
+            special_layers=special,
+            context=context or self.context,
+            paper_parameters=None,
         )
-        return replace(self, model=model, paper_parameters=None)
+
+
+def _with_context(config: MixerConfig, before: int, context: int) -> MixerConfig:
+    options: dict[str, Any] = dict(config.options)
+    if options.get("num_rows") is None:
+        return config
+    options["num_rows"] = max(1, round(options["num_rows"] * context / before))
+    return mixer(config.name, **options)
 
 
 def _with_width(config: MixerConfig, before: int, d_model: int) -> MixerConfig:
@@ -165,12 +197,61 @@ def _base_conv(num_layers: int, d_model: int) -> ModelConfig:
     return _with_mlp(BASE_CONV, num_layers, d_model, 2.5)
 
 
-def _with_attention(model: ModelConfig, layers: Sequence[int], num_heads: int) -> ModelConfig:
-    """Attention in place of the mixer at some layers."""
-    mixers = model.layer_mixers()
+def _rows(selector: str, **options: Any) -> Callable[[int], MixerConfig]:
+    """Selective attention with the heads, positions and biases of the attention presets."""
+    name = "selective_attention_topk" if selector == "topk" else "selective_attention"
+    given = options if selector == "topk" else {"selector": selector, **options}
+    return lambda num_heads: mixer(name, **given, **dict(_attention(num_heads).options))
+
+
+SPECIAL: dict[str, Callable[[int], MixerConfig]] = {
+    "attention": _attention,
+    "random": _rows("random", rate=0.125),
+    "sliding": _rows("sliding", window=128),
+    "repeated": _rows("repeated"),
+    "topk": _rows("topk", num_rows=256),
+    "learned": _rows("learned", num_rows=256),
+    "lookup": lambda num_heads: mixer("lookup_attention", num_heads=num_heads, bias=False),
+    "hash": lambda num_heads: mixer(
+        "lookup_attention", num_heads=num_heads, bias=False, match="hash", hash_bits=12
+    ),
+    "shift": lambda _: mixer("shift_conv"),
+}
+"""The special mixer of each hybrid, a function of the number of heads. The paper selects 256 of
+2,048 rows by learning; `random` selects as many. `topk` is the paper's form, which looks ahead."""
+
+
+def _hybrid_layers(
+    base: Sequence[MixerConfig], special: MixerConfig, layers: Sequence[int], num_layers: int
+) -> tuple[MixerConfig, ...]:
+    mixers = [base[i % len(base)] for i in range(num_layers)]
     for layer in layers:
-        mixers[layer] = _attention(num_heads)
-    return replace(model, mixers=tuple(mixers))
+        mixers[layer] = special
+    return tuple(mixers)
+
+
+def _same_depths(layers: Sequence[int], before: int, num_layers: int) -> tuple[int, ...]:
+    """Layers as deep in a model of another depth. Not the first: a special layer looks up what a
+    convolution before it put together."""
+    depths = (round((layer + 1) * num_layers / before) - 1 for layer in layers)
+    return tuple(sorted({min(num_layers - 1, max(1, layer)) for layer in depths}))
+
+
+def _hybrid(special: str, size: str) -> Preset:
+    """A preset of BaseConv with special layers, evenly spaced."""
+    num_special, num_layers, d_model = {"70m": (1, 12, 704), "125m": (2, 24, 768),
+                                        "360m": (3, 48, 1024)}[size]  # fmt: skip
+    layers = tuple((i + 1) * num_layers // (num_special + 1) - 1 for i in range(num_special))
+    config = SPECIAL[special](d_model // 64)
+    mixers = _hybrid_layers(BASE_CONV, config, layers, num_layers)
+    return Preset(
+        name=f"base_conv_{special}-{size}",
+        model=replace(_base_conv(num_layers, d_model), mixers=mixers),
+        widths=f"base_conv-{size}'s; {config.name} at layer{'s' * (num_special > 1)} "
+        f"{', '.join(map(str, layers))}",
+        base=BASE_CONV,
+        special_layers=layers,
+    )
 
 
 _SAFARI_360M = "twice safari's 355M depth at half its MLP, as safari does at 125M"
@@ -208,9 +289,7 @@ _ALL = [
     Preset(name="base_conv-125m", model=_base_conv(24, 768), widths="ours"),
     Preset(name="base_conv-360m", model=_base_conv(48, 1024), widths="the paper's depth",
            paper_parameters=354),
-    Preset(name="base_conv_attention-360m",
-           model=_with_attention(_base_conv(48, 1024), (11, 23, 35), 16),
-           widths="base_conv-360m with 3 attention layers, evenly spaced; the paper has 351M"),
+    *(_hybrid(special, size) for size in ("70m", "125m", "360m") for special in SPECIAL),
 ]  # fmt: skip
 
 registry: dict[str, Preset] = {one.name: one for one in _ALL}

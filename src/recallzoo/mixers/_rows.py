@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from recallzoo.mixers._contract import Context
@@ -78,9 +79,9 @@ def is_mapped(x: Tensor) -> bool:
 
 
 def can_look(x: Tensor) -> bool:
-    """Whether a number may be read back from a tensor: not while compiling, under vmap, or while
-    a CUDA graph is captured."""
-    if torch.compiler.is_compiling() or is_mapped(x):
+    """Whether a number may be read back from a tensor: not while compiling, under vmap, while a
+    CUDA graph is captured, or where there are shapes alone."""
+    if torch.compiler.is_compiling() or is_mapped(x) or isinstance(x, FakeTensor):
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -31,8 +31,9 @@ def flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> float
 
     It counts matrix products, two operations for a multiplication and an addition: for attention
     6 for each weight of a linear map and 12 D T a layer, as Chowdhery et al. 2022
-    (arXiv:2204.02311, appendix B) count, the masked half of the scores included. Convolutions in
-    the frequency domain and what acts on each number alone count nothing.
+    (arXiv:2204.02311, appendix B) count, the masked half of the scores included; of a selection
+    the rows it makes room for. Convolutions in the frequency domain and what acts on each number
+    alone count nothing.
     """
     kinds = Counter(map(_kind, config.layer_mixers()))
     total = head = 0.0

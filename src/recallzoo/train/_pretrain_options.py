@@ -27,7 +27,7 @@ class PretrainOptions:
     num_layers: int | None = None
     """Layers in place of the preset's (RWKV's time and channel mixing count apart)."""
     context: int | None = None
-    """Tokens a context."""
+    """Tokens a context. A selection of rows (base_conv_learned) keeps its share of them."""
     global_batch: int | None = None
     """Contexts a step, over all processes and micro-batches."""
     steps: int | None = None

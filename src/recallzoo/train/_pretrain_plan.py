@@ -46,7 +46,7 @@ class Plan:
 def make_plan(options: PretrainOptions) -> Plan:
     """Choose everything that is not given. Raises UserError for what contradicts itself or the
     data, StoreError for data that is damaged."""
-    chosen = preset(options.preset).resized(options.d_model, options.num_layers)
+    chosen = preset(options.preset).resized(options.d_model, options.num_layers, options.context)
     data = open_data(options.data)
     if "train" not in data.splits:
         raise UserError(f"{options.data} has no training split. Prepare it with --train.")

@@ -57,6 +57,8 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         open_run(options.out, plan)
         return read_json(options.out / SUMMARY)
     processes = large.join_processes(options.device)
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(processes.device)
     summary = _Run(options, plan, processes, started).train()
     processes.leave()
     return summary
