@@ -20,14 +20,16 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def written_out(qkv, num_heads, context, dropout):
-    q, k, v = (p.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for p in qkv.chunk(3, dim=-1))
+def written_out(qkv, bias, num_heads, context, dropout):
+    q, k, v = (
+        p.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for p in (qkv + bias).chunk(3, dim=-1)
+    )
     return attend(q, k, v, context, dropout=dropout).transpose(-2, -3).flatten(-2)
 
 
-def with_gradient(function, qkv, *options):
-    y = function(qkv, *options)
-    return y, *torch.autograd.grad(y, [qkv], draw(*y.shape, seed=1))
+def with_gradients(function, qkv, bias, *options):
+    y = function(qkv, bias, *options)
+    return y, *torch.autograd.grad(y, [qkv, bias], draw(*y.shape, seed=1))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -39,9 +41,10 @@ def test_the_kernel_is_attention_with_the_same_weights_dropped(
     num_sequences, seq_len, num_heads, head_dim, dropout
 ):
     qkv = draw(num_sequences, seq_len, 3 * num_heads * head_dim).requires_grad_()
+    bias = draw(qkv.shape[-1], seed=2).requires_grad_()
     key = torch.tensor(KEY)
-    got = with_gradient(short_attention, qkv, num_heads, Context(dropout_key=key), dropout)
-    wanted = with_gradient(written_out, qkv, num_heads, Context(dropout_key=key), dropout)
+    got = with_gradients(short_attention, qkv, bias, num_heads, Context(dropout_key=key), dropout)
+    wanted = with_gradients(written_out, qkv, bias, num_heads, Context(dropout_key=key), dropout)
     for value, exact in zip(got, wanted, strict=True):
         # Sums of at most 70 products in float32, in blocks.
         torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
@@ -49,24 +52,26 @@ def test_the_kernel_is_attention_with_the_same_weights_dropped(
 
 def test_nothing_is_dropped_outside_of_training():
     qkv = draw(1, 9, 48)
-    got, wanted = short_attention(qkv, 1, Context(), 0.5), written_out(qkv, 1, Context(), 0.5)
+    got = short_attention(qkv, None, 1, Context(), 0.5)
+    wanted = written_out(qkv, torch.zeros(48), 1, Context(), 0.5)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_packed_runs_drop_by_keys_of_their_own(compiled):
-    qkv = draw(RUNS, 3, 20, 96).requires_grad_()
+    qkv, bias = draw(RUNS, 3, 20, 96).requires_grad_(), draw(RUNS, 96, seed=2).requires_grad_()
     keys = torch.tensor([KEY, KEY + 1])
 
     def mapped(function):
-        def of_run(qkv, key):
-            return function(qkv, 2, Context(dropout_key=key), 0.3)
+        def of_run(qkv, bias, key):
+            return function(qkv, bias, 2, Context(dropout_key=key), 0.3)
 
-        return lambda qkv, keys: torch.func.vmap(of_run)(qkv, keys)
+        return lambda qkv, bias, keys: torch.func.vmap(of_run)(qkv, bias, keys)
 
     kernel = mapped(short_attention)
     if compiled:
         kernel = torch.compile(kernel, backend="aot_eager", fullgraph=True)
-    got, wanted = with_gradient(kernel, qkv, keys), with_gradient(mapped(written_out), qkv, keys)
+    got = with_gradients(kernel, qkv, bias, keys)
+    wanted = with_gradients(mapped(written_out), qkv, bias, keys)
     for value, exact in zip(got, wanted, strict=True):
         torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)

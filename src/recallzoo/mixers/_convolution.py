@@ -81,8 +81,7 @@ def conv_channels_by_toeplitz(
 ) -> Float[Tensor, "D B T"]:
     """`causal_conv_channels` as a matrix product per channel."""
     taps = F.pad(taps, (0, x.shape[-1] - taps.shape[-1]))
-    matrix = toeplitz_matrix(taps, x.dtype)
-    return torch.bmm(x, matrix.transpose(-1, -2)).to(x.dtype)
+    return torch.bmm(x, toeplitz_matrix(taps, x.dtype)).to(x.dtype)
 
 
 def conv_by_fft(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:

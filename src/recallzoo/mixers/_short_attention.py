@@ -1,6 +1,7 @@
 """Causal attention over short sequences as an operator of PyTorch that packs and compiles.
 
-    short_attention(qkv, ...) -> y      from one packed projection, dropout of the weights included
+    short_attention(qkv, bias, ...) -> y      from one packed projection, whose bias is added here,
+                                              dropout of the weights included
 
 Written out, q, k and v are copied to where batched products want them, the T by T weights pass
 through memory several times, and the gradients are joined again. On CUDA with Triton, in bfloat16
@@ -26,7 +27,11 @@ def is_fused(qkv: Float[Tensor, "B T E"], num_heads: int) -> bool:
 
 
 def short_attention(
-    qkv: Float[Tensor, "B T E"], num_heads: int, context: Context, dropout: float
+    qkv: Float[Tensor, "B T E"],
+    bias: Float[Tensor, "E"] | None,
+    num_heads: int,
+    context: Context,
+    dropout: float,
 ) -> Float[Tensor, "B T D"]:
     """Causal softmax attention of q, k and v side by side, E = 3 D = 3 H K, in one group."""
     words = context.dropout_words() if dropout > 0.0 else None
@@ -34,24 +39,26 @@ def short_attention(
         words = (torch.zeros((), dtype=torch.int32, device=qkv.device),) * 2
         dropout = 0.0
     low, high = words
-    return _attend(qkv, low[None], high[None], num_heads, dropout)[0]
+    bias = torch.zeros(qkv.shape[-1], device=qkv.device) if bias is None else bias
+    return _attend(qkv, bias[None], low[None], high[None], num_heads, dropout)[0]
 
 
 @torch.library.custom_op("recallzoo::short_attention", mutates_args=())
 def _attend(
-    qkv: Tensor, low: Tensor, high: Tensor, num_heads: int, rate: float
+    qkv: Tensor, bias: Tensor, low: Tensor, high: Tensor, num_heads: int, rate: float
 ) -> tuple[Tensor, Tensor]:
-    """y [N, T, D] and the weights' normalisers [N, H, T], from qkv [N, T, 3 D] and the words of
-    each group's masks, [G]."""
+    """y [N, T, D] and the weights' normalisers [N, H, T], from qkv [N, T, 3 D], bias [G, 3 D] and
+    the words of each group's masks, [G]."""
     from recallzoo.mixers._kernels import short_attention as kernel
 
     words = low.contiguous(), high.contiguous()
-    return kernel.forward(qkv.contiguous(), *words, num_heads, rate)
+    return kernel.forward(qkv.contiguous(), bias.contiguous(), *words, num_heads, rate)
 
 
 @torch.library.custom_op("recallzoo::short_attention_backward", mutates_args=())
 def _backward(
     qkv: Tensor,
+    bias: Tensor,
     y: Tensor,
     normalizers: Tensor,
     d_y: Tensor,
@@ -59,35 +66,40 @@ def _backward(
     high: Tensor,
     num_heads: int,
     rate: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     from recallzoo.mixers._kernels import short_attention as kernel
 
     words = low.contiguous(), high.contiguous()
-    forward = qkv.contiguous(), y.contiguous(), normalizers.contiguous()
-    return kernel.backward(*forward, d_y.contiguous(), *words, num_heads, rate)
+    inputs = qkv.contiguous(), bias.contiguous()
+    outputs = y.contiguous(), normalizers.contiguous()
+    d_qkv = kernel.backward(*inputs, *outputs, d_y.contiguous(), *words, num_heads, rate)
+    by_group = d_qkv.view(len(bias), -1, bias.shape[1])
+    return d_qkv, by_group.sum(1, dtype=torch.float32)
 
 
 @_attend.register_fake
-def _(qkv, low, high, num_heads, rate):  # noqa: ARG001
+def _(qkv, bias, low, high, num_heads, rate):  # noqa: ARG001
     N, T, packed = qkv.shape
     y = qkv.new_empty(N, T, packed // 3)
     return y, qkv.new_empty(N, num_heads, T, dtype=torch.float32)
 
 
 @_backward.register_fake
-def _(qkv, y, normalizers, d_y, low, high, num_heads, rate):  # noqa: ARG001
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+def _(qkv, bias, y, normalizers, d_y, low, high, num_heads, rate):  # noqa: ARG001
+    d_bias = torch.empty_like(bias, dtype=torch.float32, memory_format=torch.contiguous_format)
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), d_bias
 
 
 def _save(ctx, inputs, output) -> None:
-    qkv, low, high, ctx.num_heads, ctx.rate = inputs
-    ctx.save_for_backward(qkv, *output, low, high)
+    qkv, bias, low, high, ctx.num_heads, ctx.rate = inputs
+    ctx.save_for_backward(qkv, bias, *output, low, high)
 
 
 def _gradients(ctx, d_y, d_normalizers):  # noqa: ARG001 (nobody sees them)
-    qkv, y, normalizers, low, high = ctx.saved_tensors
+    qkv, bias, y, normalizers, low, high = ctx.saved_tensors
     rest = low, high, ctx.num_heads, ctx.rate
-    return _backward(qkv, y, normalizers, d_y, *rest), None, None, None, None
+    d_qkv, d_bias = _backward(qkv, bias, y, normalizers, d_y, *rest)
+    return d_qkv, d_bias.to(bias.dtype), None, None, None, None
 
 
 _attend.register_autograd(_gradients, setup_context=_save)
@@ -99,16 +111,18 @@ def _joined(info, in_dims, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
         for t, axis in zip(tensors, in_dims, strict=True)
     ]
-    return [t.flatten(0, 1) for t in mapped]
+    # Here rather than within the operator, the compiler writes the layout that is wanted.
+    return [t.flatten(0, 1).contiguous() for t in mapped]
 
 
 @_attend.register_vmap
-def _(info, in_dims, qkv, low, high, num_heads, rate):
-    found = _attend(*_joined(info, in_dims[:3], (qkv, low, high)), num_heads, rate)
+def _(info, in_dims, qkv, bias, low, high, num_heads, rate):
+    found = _attend(*_joined(info, in_dims[:4], (qkv, bias, low, high)), num_heads, rate)
     return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0)
 
 
 @_backward.register_vmap
-def _(info, in_dims, qkv, y, normalizers, d_y, low, high, num_heads, rate):
-    joined = _joined(info, in_dims[:6], (qkv, y, normalizers, d_y, low, high))
-    return _backward(*joined, num_heads, rate).unflatten(0, (info.batch_size, -1)), 0
+def _(info, in_dims, qkv, bias, y, normalizers, d_y, low, high, num_heads, rate):
+    joined = _joined(info, in_dims[:7], (qkv, bias, y, normalizers, d_y, low, high))
+    found = _backward(*joined, num_heads, rate)
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0)

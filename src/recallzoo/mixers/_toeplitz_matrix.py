@@ -1,6 +1,9 @@
 """Toeplitz matrices as an operator of PyTorch that packs and compiles.
 
-    toeplitz_matrix(taps, dtype)[c, t, s] = taps[c, t - s], zero where s > t
+    toeplitz_matrix(taps, dtype)[c, s, t] = taps[c, t - s], zero where s > t
+
+so that rows of inputs times the matrix are rows of outputs, and neither the product nor its
+gradient is transposed.
 
 Written out, the matrix is a view of repeated rows that the compiler copies in float32 before it
 converts, and its gradient a strided sum; on CUDA with Triton kernels write and read it once.
@@ -24,14 +27,14 @@ def toeplitz_matrix(taps: Float[Tensor, "C T"], dtype: torch.dtype) -> Float[Ten
 
 def written_out(taps: Float[Tensor, "C T"]) -> Float[Tensor, "C T T"]:
     """`toeplitz_matrix` in PyTorch."""
-    # Row t is the reversed filter, T zeros behind it, shifted by t. Repeating a row of length 2T
-    # and reading it in rows of 2T - 1 shifts each by one more; unlike indexing by t - s, its
+    # Column t is the reversed filter, T zeros behind it, shifted by t. Repeating a row of length
+    # 2T and reading it in rows of 2T - 1 shifts each by one more; unlike indexing by t - s, its
     # gradient is a plain sum.
     C, T = taps.shape
     row = torch.nn.functional.pad(taps.flip(-1), (0, T))
     rows = row[:, None, :].expand(-1, T, -1).reshape(C, 2 * T * T)
     shifted = rows[:, : T * (2 * T - 1)].unflatten(-1, (T, 2 * T - 1))
-    return shifted[:, :, T - 1 :]
+    return shifted[:, :, T - 1 :].transpose(-1, -2)
 
 
 @torch.library.custom_op("recallzoo::toeplitz_matrix", mutates_args=())
@@ -72,10 +75,10 @@ _matrix.register_autograd(_gradient, setup_context=_save)
 @_matrix.register_vmap
 def _(info, in_dims, taps, dtype):
     taps = taps.movedim(in_dims[0], 0)
-    return _matrix(taps.flatten(0, 1), dtype).unflatten(0, (info.batch_size, -1)), 0
+    return _matrix(taps.flatten(0, 1).contiguous(), dtype).unflatten(0, (info.batch_size, -1)), 0
 
 
 @_diagonals.register_vmap
 def _(info, in_dims, d_matrix):
     d_matrix = d_matrix.movedim(in_dims[0], 0)
-    return _diagonals(d_matrix.flatten(0, 1)).unflatten(0, (info.batch_size, -1)), 0
+    return _diagonals(d_matrix.flatten(0, 1).contiguous()).unflatten(0, (info.batch_size, -1)), 0

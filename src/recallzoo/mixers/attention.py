@@ -89,11 +89,15 @@ class Attention(Mixer):
         return self._heads(q), self._heads(k), self._heads(v)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        qkv = self.qkv(x)
         is_short = self.window is None and self.rotary_dim == 0 and x.shape[1] <= PLAIN_MAX_SEQ_LEN
-        if is_short and is_fused(qkv, self.num_heads):
-            return self.out_proj(short_attention(qkv, self.num_heads, context, self.dropout))
-        q, k, v = (self._heads(part) for part in qkv.chunk(3, dim=-1))
+        if is_short and x.is_cuda:
+            # The bias is added in the kernel. Mapped over runs, a sum with it would be float32.
+            qkv = F.linear(x, self.qkv.weight)
+            if is_fused(qkv, self.num_heads):
+                return self.out_proj(
+                    short_attention(qkv, self.qkv.bias, self.num_heads, context, self.dropout)
+                )
+        q, k, v = self._project(x)
         position = torch.arange(x.shape[1], device=x.device)
         q, k = rotate(q, position, self.rotary_dim), rotate(k, position, self.rotary_dim)
         y = attend(q, k, v, context, window=self.window, dropout=self.dropout)

@@ -178,7 +178,8 @@ def _over_groups(operator):
             t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
             for t, axis in zip(tensors, in_dims[:-1], strict=True)
         ]
-        found = operator(*(t.flatten(0, 1) for t in mapped), eps)
+        # Here rather than within the operator, the compiler writes the layout that is wanted.
+        found = operator(*(t.flatten(0, 1).contiguous() for t in mapped), eps)
         if isinstance(found, Tensor):
             return found.unflatten(0, (info.batch_size, -1)), 0
         return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0,) * len(found)

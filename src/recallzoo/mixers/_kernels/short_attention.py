@@ -4,9 +4,10 @@
     d_q        the same walk, the weights computed anew from their normaliser
     d_k, d_v   a block of keys walks over later blocks of queries
 
-Queries, keys and values are read where one projection put them, [N, T, 3, H, K], and their
-gradients written there, so nothing is split, transposed or joined. A weight is dropped where the
-hash of its index says so, as in `recallzoo.random.dropout`; the T by T weights are never stored.
+Queries, keys and values are read where one projection put them, [N, T, 3, H, K], its bias is added
+there, and their gradients are written there, so nothing is split, transposed or joined. A weight
+is dropped where the hash of its index says so, as in `recallzoo.random.dropout`; the T by T weights
+are never stored.
 
 Letters  N sequences, T time, H heads, K head width, G groups of N / G sequences with a key of
          their own.
@@ -48,6 +49,14 @@ def _rows(pointer, row, col, stride, T: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
+def _biased(pointer, bias, row, col, stride, T: tl.constexpr, K: tl.constexpr):
+    """Such rows plus a bias, rounded as the projection would be."""
+    rows = _rows(pointer, row, col, stride, T, K)
+    b = tl.load(bias + col, mask=col < K, other=0.0).to(tl.float32)
+    return (rows.to(tl.float32) + b[None, :]).to(rows.dtype)
+
+
+@triton.jit
 def _store(pointer, block, row, col, stride, T: tl.constexpr, K: tl.constexpr):
     inside = (row < T)[:, None] & (col < K)[None, :]
     at = pointer + row[:, None] * stride + col[None, :]
@@ -57,6 +66,7 @@ def _store(pointer, block, row, col, stride, T: tl.constexpr, K: tl.constexpr):
 @triton.jit
 def _forward(
     qkv,
+    bias,
     y,
     normalizers,
     lows,
@@ -76,17 +86,18 @@ def _forward(
     group = sequence // per_group
     low, high = tl.load(lows + group), tl.load(highs + group)
     matrix = (sequence - group * per_group) * H + head
+    bias += (group * 3 * H + head) * K
     col = tl.arange(0, BLOCK_K)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     base = qkv + (sequence.to(tl.int64) * T * 3 * H + head) * K
-    q = _rows(base, t, col, 3 * H * K, T, K)
+    q = _biased(base, bias, t, col, 3 * H * K, T, K)
     largest = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     sums = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     for block in range(tl.program_id(0) + 1):
         s = block * BLOCK + tl.arange(0, BLOCK)
-        k = _rows(base + H * K, s, col, 3 * H * K, T, K)
-        v = _rows(base + 2 * H * K, s, col, 3 * H * K, T, K)
+        k = _biased(base + H * K, bias + H * K, s, col, 3 * H * K, T, K)
+        v = _biased(base + 2 * H * K, bias + 2 * H * K, s, col, 3 * H * K, T, K)
         scores = tl.dot(q, tl.trans(k)) * scale
         visible = (s[None, :] <= t[:, None]) & (s < T)[None, :]
         scores = tl.where(visible, scores, -1e30)
@@ -108,6 +119,7 @@ def _forward(
 @triton.jit
 def _d_query(
     qkv,
+    bias,
     y,
     normalizers,
     d_y,
@@ -130,12 +142,13 @@ def _d_query(
     group = sequence // per_group
     low, high = tl.load(lows + group), tl.load(highs + group)
     matrix = (sequence - group * per_group) * H + head
+    bias += (group * 3 * H + head) * K
     col = tl.arange(0, BLOCK_K)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     offset = (sequence.to(tl.int64) * T * 3 * H + head) * K
     base = qkv + offset
     out_offset = (sequence.to(tl.int64) * T * H + head) * K
-    q = _rows(base, t, col, 3 * H * K, T, K)
+    q = _biased(base, bias, t, col, 3 * H * K, T, K)
     g = _rows(d_y + out_offset, t, col, H * K, T, K)
     out = _rows(y + out_offset, t, col, H * K, T, K)
     along = tl.sum(g.to(tl.float32) * out.to(tl.float32), axis=1)
@@ -144,8 +157,8 @@ def _d_query(
     d_q = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     for block in range(tl.program_id(0) + 1):
         s = block * BLOCK + tl.arange(0, BLOCK)
-        k = _rows(base + H * K, s, col, 3 * H * K, T, K)
-        v = _rows(base + 2 * H * K, s, col, 3 * H * K, T, K)
+        k = _biased(base + H * K, bias + H * K, s, col, 3 * H * K, T, K)
+        v = _biased(base + 2 * H * K, bias + 2 * H * K, s, col, 3 * H * K, T, K)
         scores = tl.dot(q, tl.trans(k)) * scale
         visible = (s[None, :] <= t[:, None]) & (s < T)[None, :]
         weights = tl.where(visible, tl.exp(scores - normalizer[:, None]), 0.0)
@@ -161,6 +174,7 @@ def _d_query(
 @triton.jit
 def _d_key_value(
     qkv,
+    bias,
     normalizers,
     d_y,
     d_qkv,
@@ -182,18 +196,19 @@ def _d_key_value(
     group = sequence // per_group
     low, high = tl.load(lows + group), tl.load(highs + group)
     matrix = (sequence - group * per_group) * H + head
+    bias += (group * 3 * H + head) * K
     col = tl.arange(0, BLOCK_K)
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     offset = (sequence.to(tl.int64) * T * 3 * H + head) * K
     base = qkv + offset
     out_offset = (sequence.to(tl.int64) * T * H + head) * K
-    k = _rows(base + H * K, s, col, 3 * H * K, T, K)
-    v = _rows(base + 2 * H * K, s, col, 3 * H * K, T, K)
+    k = _biased(base + H * K, bias + H * K, s, col, 3 * H * K, T, K)
+    v = _biased(base + 2 * H * K, bias + 2 * H * K, s, col, 3 * H * K, T, K)
     d_k = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     d_v = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     for block in range(tl.program_id(0), (T + BLOCK - 1) // BLOCK):
         t = block * BLOCK + tl.arange(0, BLOCK)
-        q = _rows(base, t, col, 3 * H * K, T, K)
+        q = _biased(base, bias, t, col, 3 * H * K, T, K)
         g = _rows(d_y + out_offset, t, col, H * K, T, K)
         at = tl.program_id(1) * T + t
         normalizer = tl.load(normalizers + at, mask=t < T, other=0.0)
@@ -215,19 +230,21 @@ def _d_key_value(
 
 
 def forward(
-    qkv: Tensor, lows: Tensor, highs: Tensor, num_heads: int, rate: float
+    qkv: Tensor, bias: Tensor, lows: Tensor, highs: Tensor, num_heads: int, rate: float
 ) -> tuple[Tensor, Tensor]:
-    """y [N, T, H K] and the normaliser of every query, [N, H, T], from qkv [N, T, 3 H K]."""
+    """y [N, T, H K] and the normaliser of every query, [N, H, T], from qkv [N, T, 3 H K]
+    without its bias, [G, 3 H K]."""
     N, T, packed = qkv.shape
     y = torch.empty(N, T, packed // 3, dtype=qkv.dtype, device=qkv.device)
     normalizers = torch.empty(N, num_heads, T, device=qkv.device)
     grid, numbers, options = _launch(qkv, lows, num_heads, rate)
-    _forward[grid](qkv, y, normalizers, lows, highs, *numbers, **options)
+    _forward[grid](qkv, bias, y, normalizers, lows, highs, *numbers, **options)
     return y, normalizers
 
 
 def backward(
     qkv: Tensor,
+    bias: Tensor,
     y: Tensor,
     normalizers: Tensor,
     d_y: Tensor,
@@ -241,8 +258,8 @@ def backward(
     alongs = torch.empty_like(normalizers)
     grid, numbers, options = _launch(qkv, lows, num_heads, rate)
     keys = (lows, highs)
-    _d_query[grid](qkv, y, normalizers, d_y, d_qkv, alongs, *keys, *numbers, **options)
-    _d_key_value[grid](qkv, normalizers, d_y, d_qkv, alongs, *keys, *numbers, **options)
+    _d_query[grid](qkv, bias, y, normalizers, d_y, d_qkv, alongs, *keys, *numbers, **options)
+    _d_key_value[grid](qkv, bias, normalizers, d_y, d_qkv, alongs, *keys, *numbers, **options)
     return d_qkv
 
 

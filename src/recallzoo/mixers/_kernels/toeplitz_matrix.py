@@ -1,7 +1,7 @@
-"""Lower-triangular Toeplitz matrices and the gradient of what they are made of: Triton kernels.
+"""Triangular Toeplitz matrices and the gradient of what they are made of: Triton kernels.
 
-    matrix[c, t, s] = taps[c, t - s], zero where s > t       written once, in the dtype asked for
-    d_taps[c, k]    = sum over t of d_matrix[c, t, t - k]    read once, summed in float32
+    matrix[c, s, t] = taps[c, t - s], zero where s > t       written once, in the dtype asked for
+    d_taps[c, k]    = sum over s of d_matrix[c, s, s + k]    read once, summed in float32
 
 Letters  C channels, T time.
 """
@@ -22,12 +22,12 @@ MAX_COLUMNS = 256
 @triton.jit
 def _fill(taps, matrix, T, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     channel = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    s = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    lag = t[:, None] - s[None, :]
-    inside = (t < T)[:, None] & (s < T)[None, :]
+    s = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    t = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    lag = t[None, :] - s[:, None]
+    inside = (s < T)[:, None] & (t < T)[None, :]
     values = tl.load(taps + channel * T + lag, mask=inside & (lag >= 0), other=0.0)
-    at = (channel * T + t[:, None]) * T + s[None, :]
+    at = (channel * T + s[:, None]) * T + t[None, :]
     tl.store(matrix + at, values.to(matrix.dtype.element_ty), mask=inside)
 
 
@@ -39,10 +39,10 @@ def _sum_diagonals(
     lag = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for block in range(BLOCKS):
-        t = block * ROWS + tl.arange(0, ROWS)
-        s = t[:, None] - lag[None, :]
-        inside = (t < T)[:, None] & (s >= 0)
-        at = (channel * T + t[:, None]) * T + s
+        s = block * ROWS + tl.arange(0, ROWS)
+        t = s[:, None] + lag[None, :]
+        at = (channel * T + s[:, None]) * T + t
+        inside = t < T
         total += tl.load(d_matrix + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(d_taps + channel * T + lag, tl.sum(total, axis=0), mask=lag < T)
 
