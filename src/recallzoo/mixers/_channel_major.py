@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from recallzoo.mixers._contract import select_positions
+from recallzoo.mixers._groups import over_groups
 
 
 def to_channels(weight: Float[Tensor, "E D"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "E B T"]:
@@ -108,25 +109,8 @@ rows_by_rows.register_autograd(_rows_by_rows_backward, setup_context=_save)
 columns_by_columns.register_autograd(_columns_by_columns_backward, setup_context=_save)
 
 
-def over_groups(operator):
-    """The batching rule of an operator on groups: the mapped axis becomes part of the first one,
-    in every input and every output."""
-
-    def rule(info, in_dims, *tensors):
-        mapped = [
-            t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
-            for t, axis in zip(tensors, in_dims, strict=True)
-        ]
-        outputs = operator(*(t.flatten(0, 1) for t in mapped))
-        if isinstance(outputs, Tensor):
-            return outputs.unflatten(0, (info.batch_size, -1)), 0
-        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in outputs), (0,) * len(outputs)
-
-    return rule
-
-
-rows_by_rows.register_vmap(over_groups(rows_by_rows))
-columns_by_columns.register_vmap(over_groups(columns_by_columns))
+rows_by_rows.register_vmap(over_groups(rows_by_rows, dense=False))
+columns_by_columns.register_vmap(over_groups(columns_by_columns, dense=False))
 
 
 @register_flop_formula(torch.ops.recallzoo.rows_by_rows)

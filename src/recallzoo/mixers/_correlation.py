@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recallzoo.mixers._channel_major import over_groups
 from recallzoo.mixers._contract import HAS_TRITON
 from recallzoo.mixers._convolution import causal_conv_channels
+from recallzoo.mixers._groups import over_groups
 
 
 def correlation(b: Float[Tensor, "C N"], c: Float[Tensor, "C N"]) -> Float[Tensor, "C N"]:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from recallzoo.mixers._channel_major import over_groups
 from recallzoo.mixers._contract import HAS_TRITON
+from recallzoo.mixers._groups import over_groups
 
 MAX_TAPS = 4
 """Taps up to which the kernel is used, which computes K^2 of the filter's products again."""

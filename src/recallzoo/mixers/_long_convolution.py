@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from recallzoo.mixers._groups import over_groups
+
 BLOCK = 128
 
 
@@ -96,21 +98,5 @@ def _save(ctx, inputs, output) -> None:  # noqa: ARG001
 toeplitz.register_autograd(lambda ctx, d_y: _backward(*ctx.saved_tensors, d_y), setup_context=_save)
 
 
-def _as_channels(info, in_dims, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """The mapped axis becomes part of the channels, each of which has a filter of its own."""
-    mapped = [
-        tensor.expand(info.batch_size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
-        for tensor, axis in zip(tensors, in_dims, strict=True)
-    ]
-    return [tensor.flatten(0, 1) for tensor in mapped]
-
-
-@toeplitz.register_vmap
-def _(info, in_dims, x, taps):
-    return toeplitz(*_as_channels(info, in_dims, (x, taps))).unflatten(0, (info.batch_size, -1)), 0
-
-
-@_backward.register_vmap
-def _(info, in_dims, x, taps, d_y):
-    gradients = _backward(*_as_channels(info, in_dims, (x, taps, d_y)))
-    return tuple(g.unflatten(0, (info.batch_size, -1)) for g in gradients), (0, 0)
+for _operator in (toeplitz, _backward):
+    _operator.register_vmap(over_groups(_operator))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recallzoo.mixers._contract import HAS_TRITON, Context
+from recallzoo.mixers._groups import over_groups
 
 MAX_HEAD_DIM = 128
 
@@ -105,24 +106,5 @@ def _gradients(ctx, d_y, d_normalizers):  # noqa: ARG001 (nobody sees them)
 _attend.register_autograd(_gradients, setup_context=_save)
 
 
-def _joined(info, in_dims, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """The mapped axis becomes part of the first: more sequences, more groups."""
-    mapped = [
-        t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
-        for t, axis in zip(tensors, in_dims, strict=True)
-    ]
-    # Here rather than within the operator, the compiler writes the layout that is wanted.
-    return [t.flatten(0, 1).contiguous() for t in mapped]
-
-
-@_attend.register_vmap
-def _(info, in_dims, qkv, bias, low, high, num_heads, rate):
-    found = _attend(*_joined(info, in_dims[:4], (qkv, bias, low, high)), num_heads, rate)
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0)
-
-
-@_backward.register_vmap
-def _(info, in_dims, qkv, bias, y, normalizers, d_y, low, high, num_heads, rate):
-    joined = _joined(info, in_dims[:7], (qkv, bias, y, normalizers, d_y, low, high))
-    found = _backward(*joined, num_heads, rate)
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0)
+for _operator in (_attend, _backward):
+    _operator.register_vmap(over_groups(_operator))

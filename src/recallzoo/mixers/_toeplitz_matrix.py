@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recallzoo.mixers._contract import HAS_TRITON
+from recallzoo.mixers._groups import over_groups
 
 
 def toeplitz_matrix(taps: Float[Tensor, "C T"], dtype: torch.dtype) -> Float[Tensor, "C T T"]:
@@ -72,13 +73,5 @@ def _gradient(ctx, d_matrix):
 _matrix.register_autograd(_gradient, setup_context=_save)
 
 
-@_matrix.register_vmap
-def _(info, in_dims, taps, dtype):
-    taps = taps.movedim(in_dims[0], 0)
-    return _matrix(taps.flatten(0, 1).contiguous(), dtype).unflatten(0, (info.batch_size, -1)), 0
-
-
-@_diagonals.register_vmap
-def _(info, in_dims, d_matrix):
-    d_matrix = d_matrix.movedim(in_dims[0], 0)
-    return _diagonals(d_matrix.flatten(0, 1).contiguous()).unflatten(0, (info.batch_size, -1)), 0
+for _operator in (_matrix, _diagonals):
+    _operator.register_vmap(over_groups(_operator))

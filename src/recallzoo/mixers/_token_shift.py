@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recallzoo.mixers._contract import HAS_TRITON
+from recallzoo.mixers._groups import over_groups
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -121,25 +122,5 @@ _pair.register_autograd(
 )
 
 
-def _over_groups(operator):
-    """The rule for mapping over runs: the mapped axis becomes part of the first."""
-
-    def rule(info, in_dims, *arguments):
-        mapped = []
-        for each, axis in zip(arguments, in_dims, strict=True):
-            if isinstance(each, Tensor):
-                by_run = each.expand(info.batch_size, *each.shape)
-                if axis is not None:
-                    by_run = each.movedim(axis, 0)
-                each = by_run.flatten(0, 1)
-            mapped.append(each)
-        found = operator(*mapped)
-        if isinstance(found, Tensor):
-            return found.unflatten(0, (info.batch_size, -1)), 0
-        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0,) * len(found)
-
-    return rule
-
-
 for _operator in (_stacked, _stacked_backward, _pair, _pair_backward):
-    _operator.register_vmap(_over_groups(_operator))
+    _operator.register_vmap(over_groups(_operator))

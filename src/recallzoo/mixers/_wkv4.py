@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recallzoo.mixers._groups import over_groups
+
 
 def gated_wkv4(
     projected: Float[Tensor, "3 N T D"], decay: Float[Tensor, "D"], first: Float[Tensor, "D"]
@@ -65,19 +67,5 @@ def _gradients(ctx, d_y, d_states):  # noqa: ARG001 (nobody sees the states)
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _over_groups(operator):
-    """The rule for mapping over runs: the mapped axis becomes part of the groups."""
-
-    def rule(info, in_dims, *tensors):
-        mapped = [
-            t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
-            for t, axis in zip(tensors, in_dims, strict=True)
-        ]
-        found = operator(*(t.flatten(0, 1) for t in mapped))
-        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0,) * len(found)
-
-    return rule
-
-
 for _operator in (_forward, _backward):
-    _operator.register_vmap(_over_groups(_operator))
+    _operator.register_vmap(over_groups(_operator))

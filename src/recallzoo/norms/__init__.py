@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recallzoo.mixers import HAS_TRITON
+from recallzoo.mixers._groups import over_groups
 
 MAX_WIDTH = 2048
 
@@ -169,23 +170,5 @@ _norm.register_autograd(_norm_gradients, setup_context=_save_norm)
 _add_norms.register_autograd(_add_norms_gradients, setup_context=_save_add_norms)
 
 
-def _over_groups(operator):
-    """The rule for mapping over runs: the mapped axis becomes part of the first."""
-
-    def rule(info, in_dims, *arguments):
-        *tensors, eps = arguments
-        mapped = [
-            t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
-            for t, axis in zip(tensors, in_dims[:-1], strict=True)
-        ]
-        # Here rather than within the operator, the compiler writes the layout that is wanted.
-        found = operator(*(t.flatten(0, 1).contiguous() for t in mapped), eps)
-        if isinstance(found, Tensor):
-            return found.unflatten(0, (info.batch_size, -1)), 0
-        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0,) * len(found)
-
-    return rule
-
-
 for _operator in (_norm, _norm_backward, _add_norms, _add_norms_backward):
-    _operator.register_vmap(_over_groups(_operator))
+    _operator.register_vmap(over_groups(_operator))
