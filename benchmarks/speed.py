@@ -234,6 +234,7 @@ def measure(
     }
     model, examples = our_model(cell, device)
     if options.reference is not None:
+        zoology.build(what, device)  # RWKV's kernel is compiled by this, if it was not yet
         with options.lock:
             entry["parity"] = {
                 precision: check_parity(cell, device, precision)
@@ -428,15 +429,20 @@ def write(out: Path | None, about: dict[str, Any], entries: list[dict[str, Any]]
 
 
 def merge(paths: list[Path], out: Path | None) -> int:
-    """One result of several: of two that hold a cell, the later's."""
+    """One result of several: of two that hold a cell the later's, if it did not fail."""
     results = [read_json(path) for path in paths]
     devices = {result["device"] for result in results}
     if len(devices) > 1:
         raise UserError(f"the results to merge were measured on {' and '.join(sorted(devices))}.")
-    cells = {cell["cell"]: cell for result in results for cell in result["cells"]}
+    cells: dict[str, dict[str, Any]] = {}
+    for cell in (cell for result in results for cell in result["cells"]):
+        if "failed" not in cell or "failed" in cells.get(cell["cell"], cell):
+            cells[cell["cell"]] = cell
     about = {k: v for k, v in results[-1].items() if k in ABOUT}
-    about["command"] = sorted({result["command"] for result in results})
-    about["peaks"] = [result["peaks"] for result in results]
+    for name in ("command", "peaks"):  # of a result that was merged itself, a list
+        kept = [result[name] for result in results]
+        flat = [one for each in kept for one in (each if isinstance(each, list) else [each])]
+        about[name] = [one for i, one in enumerate(flat) if one not in flat[:i]]
     order = [cell.name for cell in choose(["*"])]
     entries = sorted(cells.values(), key=lambda cell: order.index(cell["cell"]))
     write(out, about, entries)
