@@ -7,9 +7,10 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart report test test-plain test-shapes check format doctor clean distclean
+.PHONY: help install quickstart report test test-plain test-shapes test-rest check format doctor clean distclean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,15 +36,17 @@ quickstart: $(INSTALLED)  ## Train attention and a gated convolution on recall, 
 report: $(INSTALLED)  ## Chart the results in DIR
 	$(BIN)/recallzoo report $(DIR)
 
-test: test-plain test-shapes  ## Run all tests: once plainly, once with every annotated shape checked
+test: test-shapes test-rest  ## Run all tests, with annotated shapes checked where that can be
 
-test-plain: $(INSTALLED)  ## The tests as they are
-	$(BIN)/python -m pytest -n $(WORKERS)
+test-plain: $(INSTALLED)  ## All tests as they are
+	$(PYTEST)
 
-# Compiled code and the checks do not go together, and subprocesses do not see them.
 test-shapes: $(INSTALLED)  ## The quick tests with tensor shapes and types checked at every call
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not browser" --ignore tests/cli \
-	  --ignore tests/test_docs.py --jaxtyping-packages=recallzoo,shape_checks.checker
+	$(PYTEST) --jaxtyping-packages=recallzoo,shape_checks.checker
+
+# Compiled code and the checks do not go together, and other processes do not see them.
+test-rest: $(INSTALLED)  ## The tests that test-shapes leaves out
+	$(PYTEST) --unchecked-only
 
 check: $(INSTALLED)  ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -1,6 +1,11 @@
-"""Settings for every test: reproducible hypothesis, one thread a worker."""
+"""Settings for every test: reproducible hypothesis, one thread a worker; which pass it is in."""
 
+import gc
 import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined
 
 import pytest
 import torch
@@ -15,12 +20,47 @@ settings.register_profile(
 )
 settings.load_profile("default")
 torch.set_num_threads(1)
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined
+
+UNCHECKED_PATHS = [Path(__file__).parent / name for name in ("cli", "test_docs.py")]
+UNCHECKED_MARKS = ("slow", "browser", "unchecked")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--unchecked-only",
+        action="store_true",
+        help="run only the tests that the pass with checked shapes leaves out",
+    )
+
+
+def _is_unchecked(item: pytest.Item) -> bool:
+    """Whether shapes cannot be checked in this test, or are not worth it."""
+    return any(item.path.is_relative_to(path) for path in UNCHECKED_PATHS) or any(
+        item.get_closest_marker(mark) for mark in UNCHECKED_MARKS
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave whole folders out of the pass that checks shapes at every call."""
+    checks_shapes = config.getoption("--jaxtyping-packages", None)
+    return True if checks_shapes and collection_path in UNCHECKED_PATHS else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests marked `unchecked` out of the pass that checks shapes at every call."""
+    """Split the tests between the pass that checks shapes and the rest; the slow ones go first,
+    so that no worker waits for another's last."""
     if config.getoption("--jaxtyping-packages", None):
-        checked = [item for item in items if item.get_closest_marker("unchecked") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in checked])
-        items[:] = checked
+        chosen = [item for item in items if not _is_unchecked(item)]
+    elif config.getoption("--unchecked-only"):
+        chosen = [item for item in items if _is_unchecked(item)]
+    else:
+        chosen = list(items)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = sorted(chosen, key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell the garbage collector that what is imported by now stays."""
+    gc.collect()
+    gc.freeze()

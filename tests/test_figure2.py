@@ -1,6 +1,7 @@
 """The two protocols of Figure 2: how many runs, which ones, and what sets them apart."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -17,6 +18,12 @@ BOTH = pytest.mark.parametrize("recipe", [figure2, figure2_iclr24])
 SMALL = {"seq_lens": (64,), "widths": (16,), "mixers": ("attention", "base_conv")}
 
 
+@functools.cache
+def all_runs(recipe) -> list:
+    """A recipe's runs by default: hundreds, so they are made once."""
+    return recipe()
+
+
 def differing(first: Run, second: Run) -> set[str]:
     """Dotted names of what differs between two runs."""
 
@@ -30,7 +37,7 @@ def differing(first: Run, second: Run) -> set[str]:
 
 @pytest.mark.parametrize(("recipe", "seeds"), [(figure2, 3), (figure2_iclr24, 1)])
 def test_all_cells_of_the_figure_are_there_once(recipe, seeds):
-    runs = recipe()
+    runs = all_runs(recipe)
     assert len(runs) == 5 * 4 * 4 * 4 * seeds
     assert len({run.hash for run in runs}) == len(runs)
     cells = {(run.label, run.data.max_seq_len, run.model.d_model) for run in runs}
@@ -43,15 +50,15 @@ def test_all_cells_of_the_figure_are_there_once(recipe, seeds):
 def test_each_length_has_its_pairs_and_batch_size(recipe):
     found = {
         (run.data.max_seq_len, run.data.train[0].task.num_pairs, run.budget.batch_size)
-        for run in recipe()
+        for run in all_runs(recipe)
     }
     assert found == {(64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128)}
 
 
 def test_the_released_protocol_has_four_layers_but_for_attention_and_figure2_two():
-    for run in figure2_iclr24():
+    for run in all_runs(figure2_iclr24):
         assert run.model.num_layers == (2 if run.label == "Attention" else 4)
-    assert {run.model.num_layers for run in figure2()} == {2}
+    assert {run.model.num_layers for run in all_runs(figure2)} == {2}
 
 
 def test_with_as_many_layers_the_protocols_differ_in_what_they_say_alone():

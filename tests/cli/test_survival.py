@@ -11,7 +11,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import RECIPES, Outcome, command, environment, in_process, require_mistake
+from conftest import RECIPES, Outcome, require_mistake
+from forks import COMMAND_LINE, Forked
 from polars.testing import assert_frame_equal
 
 from recallzoo.store import Store
@@ -36,35 +37,18 @@ def fill(ballast: Path) -> None:
             file.write(b"x" * 4096)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(*arguments: object) -> Forked:
+    return Forked(COMMAND_LINE, *arguments)
 
 
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    """Return once a line with these words has appeared on stderr."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if words in line:
-            return
-    raise AssertionError(f"ended before {words!r} appeared")
-
-
-def finish(process: subprocess.Popen[str]) -> Outcome:
-    out, err = process.communicate(timeout=120)
-    return Outcome(process.returncode, out, err)
+def finish(process: Forked) -> Outcome:
+    return Outcome(process.wait(), process.out, process.err)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "o"
-    outcome = in_process("run", SLOW, "--out", folder, *SLOW_OPTIONS)
+    outcome = finish(start("run", SLOW, "--out", folder, *SLOW_OPTIONS))
     assert outcome.code == 0, outcome.err
     return folder, outcome
 
@@ -75,12 +59,11 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(undisturbed, tmp_pa
     folder, moments = tmp_path / "o", random.Random(draw)
     for _ in range(3):
         process = start("run", SLOW, "--out", folder, *SLOW_OPTIONS)
-        wait_for(process, "pack 1/")
+        process.wait_for("pack 1/")
         time.sleep(moments.uniform(0.0, 0.8))
         assert process.poll() is None, "the sweep was over before it could be killed"
         process.kill()
-        finish(process)
-    last = in_process("run", SLOW, "--out", folder, *SLOW_OPTIONS)
+    last = finish(start("run", SLOW, "--out", folder, *SLOW_OPTIONS))
     assert last.code == 0, last.err
     expected, outcome = undisturbed
     assert_frame_equal(table(folder), table(expected))
@@ -95,15 +78,15 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(undisturbed, tmp_pa
 def test_ctrl_c_says_how_to_go_on_and_keeps_what_is_finished(undisturbed, tmp_path):
     folder = tmp_path / "o"
     process = start("run", SLOW, "--out", folder, *SLOW_OPTIONS)
-    wait_for(process, "pack 2/")
-    process.send_signal(signal.SIGINT)
+    process.wait_for("pack 2/")
+    process.send(signal.SIGINT)
     stopped = finish(process)
     assert stopped.code == 130
     assert "stopped; finished runs are kept; run the same command to go on." in stopped.err
     assert "Traceback" not in stopped.err
     kept = Store(folder).hashes()
     assert kept
-    resumed = in_process("run", SLOW, "--out", folder, *SLOW_OPTIONS)
+    resumed = finish(start("run", SLOW, "--out", folder, *SLOW_OPTIONS))
     assert f"6 runs, {len(kept)} finished before" in resumed.err
     assert_frame_equal(table(folder), table(undisturbed[0]))
 
@@ -112,11 +95,10 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_is_finished(undisturbed, tmp_pa
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     folder = tmp_path / "o"
     first = start("run", SLOW, "--out", folder)
-    wait_for(first, "pack 1/")
-    second = in_process("run", SLOW, "--out", folder)
+    first.wait_for("pack 1/")
+    second = finish(start("run", SLOW, "--out", folder))
     require_mistake(second, "another process is writing", str(folder))
     first.kill()
-    finish(first)
 
 
 def test_a_full_disk_is_named_and_nothing_finished_is_lost(small_disk, tmp_path, run_cli):
@@ -216,14 +198,13 @@ def test_a_damaged_table_is_made_anew(tmp_path, run_cli):
 def test_a_damaged_checkpoint_is_named(tmp_path, run_cli):
     folder = tmp_path / "o"
     process = start("run", SLOW, "--out", folder, "--checkpoint-seconds", 0)
-    wait_for(process, "pack 1/")
+    process.wait_for("pack 1/")
     found: list[Path] = []
     while not found:
         assert process.poll() is None, "the sweep was over before it made a checkpoint"
         found = list(folder.glob("packs/*/checkpoint.safetensors"))
         time.sleep(0.02)
     process.kill()
-    finish(process)
     for content in (b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "):
         found[0].write_bytes(content)
         outcome = run_cli("run", SLOW, "--out", folder)

@@ -1,7 +1,6 @@
 """Pair counts against a Counter: any memory, any workers, kills, damage, full disks."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +19,6 @@ from recallzoo.text._hash_table import HashTable
 from recallzoo.text.counting import count_pairs
 from tests.text import definitions
 from tests.text.shards import write_data
-
-SRC = Path(__file__).parents[2]
 
 
 def zipf_documents(seed: int, number: int, vocab_size: int, longest: int = 3000):
@@ -116,16 +114,6 @@ count_pairs(open_data(sys.argv[1]), memory_mib=0.1, workers=1, progress=False)
 """
 
 
-def start(script: str, *arguments: object, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=SRC,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 @pytest.mark.unchecked
 def test_a_killed_count_goes_on_with_the_runs_it_had(tmp_path):
     documents = zipf_documents(2, 200, 400)
@@ -133,12 +121,11 @@ def test_a_killed_count_goes_on_with_the_runs_it_had(tmp_path):
     count_pairs(undisturbed, memory_mib=0.1, workers=1, progress=False)
     data = write_data(tmp_path / "killed", documents, 400, name="same")
     work = data.folder / "pair_counts.work"
-    process = start(COUNT, data.folder)
+    process = Forked(COUNT, data.folder)
     while len(list(work.glob("run-*.bin"))) < 5:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.err
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert not (data.folder / "pair_counts").exists()
     kept = {run: run.stat().st_mtime_ns for run in work.glob("run-*.bin")}
     assert len(kept) >= 5
@@ -199,10 +186,9 @@ def test_a_full_disk_leaves_no_table(tmp_path, limit_bytes):
         + "".join("    " + line + "\n" for line in COUNT.strip().splitlines())
         + "except StoreError as error:\n    print(error, file=sys.stderr); sys.exit(1)\n"
     )
-    process = start(limited, tmp_path)
-    _, errors = process.communicate()
-    assert process.returncode == 1, errors
-    assert "could not write" in errors
+    process = Forked(limited, tmp_path)
+    assert process.wait() == 1, process.err
+    assert "could not write" in process.err
     assert not (tmp_path / "pair_counts").exists()
     assert not list((tmp_path / "pair_counts.work").glob(".tmp-*"))
     count_pairs(data, memory_mib=0.1, workers=1, progress=False)
@@ -290,10 +276,11 @@ def test_memory_stays_within_its_bound(tmp_path):
     )
     peaks = []
     for one in (small, data):
-        process = start(script, one.folder, stdout=subprocess.PIPE)
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        peaks.append(int(output) / 1024)
+        # Started anew: a forked process begins with the memory of the one it comes from.
+        command = [sys.executable, "-c", script, str(one.folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout) / 1024)
     assert 10 < peaks[1] - peaks[0] < bound_mib
 
 

@@ -6,14 +6,12 @@ import hashlib
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forked
 from tokenizers import Tokenizer
 
 from recallzoo.errors import InvalidConfig, StoreError, UnknownName, UserError
@@ -21,7 +19,6 @@ from recallzoo.text import PrepareOptions, TokenData, _parts, open_data, prepare
 from tests.text import corpora, definitions
 
 ROWS = corpora.documents(300)
-SRC = Path(__file__).parents[2]
 
 
 def options(folder: Path, **changes) -> PrepareOptions:
@@ -195,14 +192,9 @@ prepare(PrepareOptions(**values), progress=False)
 """
 
 
-def start(given: PrepareOptions, script: str = PREPARE) -> subprocess.Popen:
+def start(given: PrepareOptions, script: str = PREPARE) -> Forked:
     values = {k: v for k, v in dataclasses.asdict(given).items() if k not in ("train", "valid")}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(values, default=str)],
-        cwd=SRC,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Forked(script, json.dumps(values, default=str))
 
 
 @pytest.mark.unchecked
@@ -213,10 +205,9 @@ def test_a_killed_prepare_goes_on_where_it_was(finished, tmp_path, stage):
     given = options(tmp_path / "data")
     process = start(given)
     while not (given.out / stage).exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.err
         time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert not (given.out / "manifest.json").exists(), "killed too late to show anything"
     with pytest.raises(UserError, match=r"not finished\. Run the same recallzoo prepare command"):
         open_data(given.out)
@@ -227,7 +218,7 @@ def test_a_killed_prepare_goes_on_where_it_was(finished, tmp_path, stage):
         with contextlib.suppress(FileNotFoundError):  # parts go when all is done
             assert (given.out / stage).stat().st_mtime_ns == kept, "made again"
         time.sleep(0.001)
-    assert process.wait() == 0, process.communicate()
+    assert process.wait() == 0, process.err
     assert (given.out / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == tokenizer
     assert contents(given.out) == contents(finished)
 
@@ -332,13 +323,12 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(finished, tmp_path, limit_b
         + "except StoreError as error:\n    print(error, file=sys.stderr); sys.exit(1)\n"
     )
     process = start(given, script)
-    _, errors = process.communicate()
-    assert process.returncode == 1, errors
-    assert "could not write" in errors
+    assert process.wait() == 1, process.err
+    assert "could not write" in process.err
     assert not (given.out / "manifest.json").exists()
     assert not list(given.out.rglob(".tmp-*"))
     process = start(given)
-    assert process.wait() == 0, process.communicate()
+    assert process.wait() == 0, process.err
     open_data(given.out, verify=True)
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import COMMAND_LINE, Forked
 from pretraining import TINY, losses, options, small_data, valid_losses
 from safetensors.torch import load_file
 
@@ -94,22 +95,20 @@ def test_a_sharded_checkpoint_is_exported_whole(runs, tmp_path, capsys):
 def test_a_run_killed_by_the_system_goes_on_with_the_same_losses(runs, tmp_path):
     data, out = runs / "data", tmp_path / "run"
     settings = {"steps": 150, "repeat_data": True, "save_every": 10, "valid_every": 0}
-    command = [sys.executable, "-m", "recallzoo", "pretrain", TINY["preset"]]
+    command = ["pretrain", TINY["preset"]]
     for name, value in {**TINY, **settings, "data": data, "out": out}.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             command += [f"--{flag}"] if value else [f"--no-{flag}"]
         elif name != "preset":
             command += [f"--{flag}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = Forked(COMMAND_LINE, *command)
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/step-*/checkpoint.json")):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.err
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    process.wait()
     assert not (out / "summary.json").exists()
     pretrain(options(data, out, **settings))
     pretrain(options(data, tmp_path / "whole", **settings))
