@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers._contract import Cache, Context, Mixer
+from recallzoo.mixers._fft_conv import fft_conv
 from recallzoo.mixers._toeplitz_matrix import toeplitz_matrix
 
 MAX_SHIFTS = 4
@@ -86,23 +87,14 @@ def conv_channels_by_toeplitz(
 
 def conv_by_fft(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
     """`causal_conv` through the frequency domain, in float32."""
-    seq_len = x.shape[-2]
-    size = _fft_size(seq_len + taps.shape[-1] - 1)
-    x_f = torch.fft.rfft(x.float().transpose(-1, -2), n=size)
-    taps_f = torch.fft.rfft(taps.float(), n=size)
-    y = torch.fft.irfft(x_f * taps_f, n=size)[..., :seq_len]
-    return y.transpose(-1, -2).to(x.dtype)
+    return conv_channels_by_fft(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
-def _fft_size(least: int) -> int:
-    """The smallest of 2^n, 3 2^n and 5 2^n that is at least `least` and even."""
-    sizes = []
-    for factor in (1, 3, 5):
-        size = 2 * factor
-        while size < least:
-            size *= 2
-        sizes.append(size)
-    return min(sizes)
+def conv_channels_by_fft(
+    x: Float[Tensor, "D B T"], taps: Float[Tensor, "D K"]
+) -> Float[Tensor, "D B T"]:
+    """`causal_conv_channels` through the frequency domain, in float32."""
+    return fft_conv(x, taps)
 
 
 def conv_step(
