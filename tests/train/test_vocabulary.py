@@ -117,3 +117,19 @@ def test_embedding_kernels_equal_pytorch(width):
     embedding.add_gradient(tokens, d_vectors, got)
     _vocabulary.add_gradient(tokens, d_vectors, wanted)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_in_which_a_gradient_is_added_does_not_change_a_bit():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from recallzoo.train._kernels import embedding
+
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 5, (2, 200), generator=generator)
+    d_vectors = torch.randn(2, 200, 16, generator=generator)
+    order = torch.randperm(200, generator=generator)
+    # Beyond the first block of positions, sums within a block are in the order given.
+    tokens[tokens == 0] = 1
+    sums = [torch.zeros(2, 5, 16), torch.zeros(2, 5, 16)]
+    embedding.add_gradient(tokens, d_vectors, sums[0])
+    embedding.add_gradient(tokens[:, order], d_vectors[:, order], sums[1])
+    assert torch.equal(*sums)

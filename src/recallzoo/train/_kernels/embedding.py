@@ -4,6 +4,10 @@ The gradient of a token is summed by atomic additions, and the filler token 0 st
 positions of a recall task: they would all queue for one row. So a block of positions first sums
 what belongs to token 0 by itself, and adds it once.
 
+Atomic additions come in any order, and sums of floating-point numbers depend on it: two equal runs
+would part. So what is added is whole multiples of 2^-44, whose sums do not depend on the order and
+hold up to 2^19. A gradient that is not finite does not pass, but the loss that made it is seen.
+
 Letters   R packed runs, N tokens of a batch, V vocabulary, E embedding width.
 """
 
@@ -16,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK_ELEMENTS = 8192
+_UNITS = tl.constexpr(2.0**44)
 
 
 @triton.jit
@@ -32,7 +37,7 @@ def _look_up(weight, tokens, vectors, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: t
 
 @triton.jit
 def _add_gradient(
-    tokens, d_vectors, d_weight, scale, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
+    tokens, d_vectors, totals, scale, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
 ):
     run = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,13 +45,21 @@ def _add_gradient(
     inside = (row[:, None] < N) & (col[None, :] < E)
     token = tl.load(tokens + run * N + row, mask=row < N, other=0)
     at = d_vectors + (run * N + row[:, None]) * E + col[None, :]
-    g = scale * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    g = (scale * _UNITS) * tl.load(at, mask=inside, other=0.0).to(tl.float32)
     is_filler = token[:, None] == 0
     filler = tl.sum(tl.where(is_filler, g, 0.0), axis=0)
-    start = d_weight + run * V * E
-    tl.atomic_add(start + col, filler, mask=col < E, sem="relaxed")
+    start = totals + run * V * E
+    tl.atomic_add(start + col, filler.to(tl.int64), mask=col < E, sem="relaxed")
     to = start + token[:, None] * E + col[None, :]
-    tl.atomic_add(to, g, mask=inside & (is_filler == 0), sem="relaxed")
+    tl.atomic_add(to, g.to(tl.int64), mask=inside & (is_filler == 0), sem="relaxed")
+
+
+@triton.jit
+def _settle(totals, d_weight, SIZE, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < SIZE
+    added = tl.load(totals + at, mask=inside, other=0).to(tl.float32) * (1.0 / _UNITS)
+    tl.store(d_weight + at, tl.load(d_weight + at, mask=inside, other=0.0) + added, mask=inside)
 
 
 def look_up(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,8 +79,11 @@ def add_gradient(
     in float32."""
     tokens, d_vectors = tokens.contiguous(), d_vectors.contiguous()
     (runs, vocab_size, width), num_tokens = d_weight.shape, tokens.shape[1]
+    totals = torch.zeros(d_weight.shape, dtype=torch.int64, device=d_weight.device)
     grid, sizes = _launch(runs, num_tokens, width)
-    _add_gradient[grid](tokens, d_vectors, d_weight, scale, num_tokens, vocab_size, width, **sizes)
+    _add_gradient[grid](tokens, d_vectors, totals, scale, num_tokens, vocab_size, width, **sizes)
+    size = d_weight.numel()
+    _settle[(int(triton.cdiv(size, 1024)),)](totals, d_weight, size, BLOCK=1024)
 
 
 def _launch(runs: int, num_tokens: int, width: int) -> tuple[tuple[int, int], dict[str, int]]:
