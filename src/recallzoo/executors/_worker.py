@@ -57,6 +57,8 @@ class PackWorker:
     def __init__(self, options: WorkerOptions, mailbox: Any) -> None:
         self._options, self._mailbox = options, mailbox
         _limit_compile_threads(_threads_here(options))
+        if options.device == "cuda":
+            torch.cuda.init()  # a machine that cannot is told of before it has a pack
         if options.device == "cuda" and options.packs_per_device > 1:
             # So that a pack that is too large is halved, not the one that happened to be beside.
             torch.cuda.set_per_process_memory_fraction(MEMORY_IN_ALL / options.packs_per_device)

@@ -73,6 +73,6 @@ def free_memory(device: torch.device) -> None:
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     gc.collect()
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()

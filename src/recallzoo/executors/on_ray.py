@@ -103,7 +103,11 @@ class RayExecutor:
         """A pack's share of a device's memory, asked of one device."""
         needs = {"num_cpus": 1, "num_gpus": int(self.device == "cuda")}
         remote = self._ray.remote(**needs)(memory_on_worker)
-        return self._ray.get(remote.remote(self.device)) / self._options.packs_per_device
+        try:
+            memory_bytes = self._ray.get(remote.remote(self.device))
+        except self._ray.exceptions.RayTaskError as error:
+            raise _cannot_train(error) from None
+        return memory_bytes / self._options.packs_per_device
 
     def runs_that_fit(self, run: Run) -> int:
         return runs_that_fit(run, torch.device(self.device), self._memory_bytes)
@@ -199,13 +203,9 @@ class RayExecutor:
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from None
         except errors.RayError as error:
-            reason = str(error).strip().rpartition("\n")[2]
             if getattr(error, "actor_init_failed", False):
-                raise UserError(
-                    f"a machine of the Ray cluster cannot train: {reason}. All need the same "
-                    f"version of recallzoo, here {__version__}, and what it needs."
-                ) from None
-            return Outcome("lost", reason), False
+                raise _cannot_train(error) from None
+            return Outcome("lost", _last_line(error)), False
 
 
 def _follow_up(
@@ -224,6 +224,18 @@ def _follow_up(
         )
         return [(pack.name, pack.runs)]
     return []
+
+
+def _last_line(error: Exception) -> str:
+    """What Ray's errors, which hold a worker's traceback or log, come down to."""
+    return str(error).strip().rpartition("\n")[2]
+
+
+def _cannot_train(error: Exception) -> UserError:
+    return UserError(
+        f"a machine of the Ray cluster cannot train: {_last_line(error)}. All need the version of "
+        f"recallzoo that is here ({__version__}), and a PyTorch that can use their devices."
+    )
 
 
 def longest_first(packs: list[NamedPack]) -> list[NamedPack]:
