@@ -1,6 +1,7 @@
 """A language model made ready for pretraining: padded, compiled, spread over processes."""
 
 import functools
+import inspect
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import checkpoint
 
 from recallzoo.errors import RecallzooError, UserError
@@ -93,7 +96,17 @@ def join_processes(device: str) -> Processes:
         # Waiting for all goes through gloo, so that nothing that one process does alone (reading
         # all data, writing the model) keeps a GPU of the others busy.
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, world_size = next(rendezvous("env://", rank, world_size, timeout=TIMEOUT))
+        # torchrun keeps its store when it starts the processes anew (--max-restarts): the addresses
+        # of those that ended must not be found there.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            backend,
+            store=PrefixStore(f"recallzoo-attempt-{attempt}", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+        )
     return Processes(rank, world_size, place, joined_here=join)
 
 
@@ -196,11 +209,15 @@ def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.M
         return training
     from torch.nn.parallel import DistributedDataParallel
 
+    # PyTorch 2.13 has renamed the option, and warns of its old name.
+    named = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    given: dict[str, Any] = {sync: False}  # they are made of the seed and never change
     return DistributedDataParallel(
         training.to(processes.device),
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # they are made of the seed and never change
+        **given,
     )
 
 
