@@ -81,3 +81,11 @@ class Breaking(PreviousToken):
     def forward(self, x):
         torch._dynamo.graph_break()
         return super().forward(x)
+
+
+class AsksForValues(PreviousToken):
+    """Branches on a value, which a program for many runs cannot."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if float(y.detach().sum()) < 1e30 else 0 * y

@@ -32,3 +32,14 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is_and_the_result_says_why():
     assert not compiled.provenance["compiled"]
     losses = [[line["train_loss_nats"] for line in r.metrics] for r in (compiled, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_runs_of_a_mixer_that_cannot_be_mapped_are_computed_one_by_one_and_the_result_says_so():
+    runs = [tiny_run(own("AsksForValues"), seed=seed) for seed in (0, 1)]
+    plain = [tiny_run(own("PreviousToken"), seed=seed) for seed in (0, 1)]
+    for one, other in zip(train(*runs), train(*plain), strict=True):
+        (fallback,) = one.provenance["fallbacks"]
+        assert "one by one" in fallback
+        losses = [[line["train_loss_nats"] for line in r.metrics] for r in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert one.valid_accuracy == pytest.approx(other.valid_accuracy, abs=1e-2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from recallzoo.contract._report import Violation
+from recallzoo.contract._report import NotGiven, Violation, describe_error
 from recallzoo.contract._subject import TOLERANCE, Subject, call, require_close, size_of
 from recallzoo.mixers import Context, Mixer
 
@@ -151,8 +151,25 @@ def _require_own_draws(subject: Subject) -> None:
         )
 
 
+def _require_mappable(subject: Subject) -> None:
+    """Raises NotGiven for a user's own mixer that vmap cannot map, but that works alone."""
+    if not subject.own:
+        return
+    pack = _Pack(subject, training=False)
+    try:
+        pack.outputs(pack.forward)
+    except Exception as error:
+        pack.outputs_singly()
+        raise NotGiven(
+            f"it cannot be mapped over runs ({describe_error(error, subject.path)}): the runs of a "
+            f"pack are computed one by one, on streams of their own on a GPU, which is slower"
+        ) from error
+
+
 def packs(subject: Subject) -> str:
-    """Under vmap over runs every run gives what it gives alone, gradients included."""
+    """Under vmap over runs every run gives what it gives alone, gradients included. A user's own
+    mixer need not be mappable; the trainer then computes run by run."""
+    _require_mappable(subject)
     worst = 0.0
     for training in (False, True):
         pack = _Pack(subject, training=training)
@@ -165,14 +182,20 @@ def packs(subject: Subject) -> str:
 
 
 def compiles(subject: Subject) -> str:
-    """The packed form compiles without a graph break, and computes the same."""
+    """The packed form compiles without a graph break, and computes the same. A user's own mixer
+    need not; the trainer then leaves the step as it is."""
+    _require_mappable(subject)
     pack = _Pack(subject, training=_is_reproducible(subject))
     torch._dynamo.reset()
     compiled = torch.compile(pack.forward, backend="aot_eager", fullgraph=True, dynamic=False)
     try:
-        worst = _require_equal(
-            pack.outputs(compiled), pack.outputs(pack.forward), "compiled and eager arithmetic"
-        )
+        got = pack.outputs(compiled)
+    except Exception as error:
+        if subject.own:
+            reason = describe_error(error, subject.path)
+            raise NotGiven(f"the compiler cannot take it: {reason}") from error
+        raise
     finally:
         torch._dynamo.reset()
+    worst = _require_equal(got, pack.outputs(pack.forward), "compiled and eager arithmetic")
     return f"differs from eager arithmetic by {worst:.0e} of the largest value"

@@ -9,6 +9,9 @@ embedding and head, whose gradients are known, are computed for all runs by `_vo
 All state lives on the device and a step never asks the host for anything, so on CUDA the whole
 step (drawing the batch, forward, backward, AdamW) is captured once and replayed.
 
+A user's own mixer that cannot be mapped (it asks for values, say) is computed run by run, on a
+stream for each run on CUDA, neither compiled nor captured; `fallbacks` says so.
+
 Letters   R packed runs, B batch, T time, Q queries, V vocabulary, N examples.
 """
 
@@ -86,10 +89,12 @@ class Program:
         self.num_batches = [len(segment) // self.batch_size for segment in train]
         self._train = train
         self.is_compiled = compiled
+        self.is_mapped = True
         self._training = _Trunk(stack.skeleton)
         self._evaluating = _Trunk(copy.deepcopy(stack.skeleton).eval())
         self._dtype = torch.bfloat16 if runs[0].precision == "bf16" else torch.float32
         self._head = HEAD if HEAD in stack.parameters else EMBEDDING
+        self._streams: list[torch.cuda.Stream] = []
         self._seeds = self._per_run([seed_of("dropout", run.seed) for run in runs])
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.loss_sum = torch.zeros(len(runs), device=device)
@@ -99,14 +104,34 @@ class Program:
             torch.zeros(len(runs), n, self.batch_size, dtype=torch.int64, device=device)
             for n in self.num_batches
         ]
+        if any(config.source_sha256 for config in runs[0].model.mixers):
+            self._try_mapped()
         self._build()
+
+    def _try_mapped(self) -> None:
+        """Map a few examples over the runs, or, where that fails, say so and go on without."""
+        data = self._train[0]
+        index = torch.zeros(len(self.runs), 2, dtype=torch.int64, device=self.device)
+        batch = (data.tokens[index], data.query_positions[index], data.answers[index])
+        self._trunk = self._mapped_trunk
+        try:
+            self._losses_and_gradients(*batch, self._seeds)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a user's code meets is the reason)
+            self.fallbacks.append(
+                f"the runs of the pack were computed one by one, as the mixer cannot be mapped "
+                f"over runs: {_reason(error)}"
+            )
+            self.is_mapped = self.is_compiled = False
 
     def _per_run(self, values: list[int]) -> Int[Tensor, "R"]:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def _build(self) -> None:
         """(Re)make what depends on the number of runs."""
-        self._trunk: Callable[..., tuple[Tensor, Tensor]] = self._mapped_trunk
+        trunk = self._mapped_trunk if self.is_mapped else self._looped_trunk
+        self._trunk: Callable[..., tuple[Tensor, Tensor]] = trunk
         self._update: Callable[..., None] = self.adamw.update
         self._is_tried = False
         if self.is_compiled:
@@ -125,10 +150,7 @@ class Program:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the reason)
-            reason = str(error).strip().partition("\n")[0][:200]
-            self.fallbacks.append(
-                f"the training step was not compiled: {type(error).__name__}: {reason}"
-            )
+            self.fallbacks.append(f"the training step was not compiled: {_reason(error)}")
             self._trunk, self._update = self._mapped_trunk, self.adamw.update
             self.is_compiled = False
         self.compile_seconds = time.monotonic() - started
@@ -149,6 +171,46 @@ class Program:
             return vmap(of_run, randomness="different")(
                 parameters, self.stack.buffers, vectors, tokens, positions, dropout_keys
             )
+
+    def _looped_trunk(
+        self,
+        parameters: Tensors,
+        vectors: Float[Tensor, "R B T *C E"],
+        tokens: Int[Tensor, "R B T *C"],
+        positions: Int[Tensor, "R B Q"],
+        dropout_keys: Int[Tensor, "R"] | None,
+    ) -> tuple[Float[Tensor, "R B Q D"], Float[Tensor, "R"]]:
+        """`_mapped_trunk` run by run; in evaluation without keys."""
+        module = self._evaluating if dropout_keys is None else self._training
+        # Unbound at once: the gradient of each part alone would fill a tensor of all.
+        by_run = {name: tensor.unbind() for name, tensor in parameters.items()}
+        buffers = {name: tensor.unbind() for name, tensor in self.stack.buffers.items()}
+        outputs = []
+        with self._arithmetic():
+            for run, run_vectors in enumerate(vectors.unbind()):
+                own = _named(
+                    {name: parts[run] for name, parts in by_run.items()},
+                    {name: parts[run] for name, parts in buffers.items()},
+                )
+                key = None if dropout_keys is None else dropout_keys[run]
+                inputs = (run_vectors, tokens[run], positions[run], key)
+                with self._own_stream(run):
+                    outputs.append(functional_call(module, own, inputs))
+        self._join_streams()
+        hidden, auxiliary = zip(*outputs, strict=True)
+        return torch.stack(hidden), torch.stack(auxiliary)
+
+    def _own_stream(self, run: int) -> contextlib.AbstractContextManager[object]:
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        while len(self._streams) <= run:
+            self._streams.append(torch.cuda.Stream(self.device))
+        self._streams[run].wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self._streams[run])
+
+    def _join_streams(self) -> None:
+        for stream in self._streams:
+            torch.cuda.current_stream(self.device).wait_stream(stream)
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype == torch.bfloat16:
@@ -177,7 +239,7 @@ class Program:
     def train_step(self, segment: int, batch: int) -> None:
         """One step on batch number `batch` of this epoch's order of a segment."""
         self._cursor.fill_(batch)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.is_mapped:
             self._replay(("train", segment), lambda: self._train_step(segment))
         else:
             self._train_step(segment)
@@ -272,8 +334,12 @@ class Program:
         weights = self.stack.parameters
         tokens = batch.tokens.expand(len(self.runs), *batch.tokens.shape)
         vectors = look_up(weights[EMBEDDING], tokens, self._dtype)
-        with self._arithmetic():
-            hidden = vmap(of_run)(weights, self.stack.buffers, vectors)
+        if self.is_mapped:
+            with self._arithmetic():
+                hidden = vmap(of_run)(weights, self.stack.buffers, vectors)
+        else:
+            asked = batch.query_positions.expand(len(self.runs), *batch.query_positions.shape)
+            hidden, _ = self._looped_trunk(weights, vectors, tokens, asked, None)
         answers = batch.answers.expand(len(self.runs), *batch.answers.shape)
         losses, words = losses_and_words(
             hidden.flatten(1, 2), weights[self._head], answers.flatten(1)
@@ -314,6 +380,11 @@ class Program:
             **{f"first_moment/{n}": t for n, t in self.adamw.first_moment.items()},
             **{f"second_moment/{n}": t for n, t in self.adamw.second_moment.items()},
         }
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def _named(parameters: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
