@@ -13,9 +13,10 @@ Three parts, each through the commands that users run:
 pretrain  each preset by `recallzoo pretrain`, in one process and under torchrun in n, as copies
           (ddp) and as shares (fsdp), at the same global batch: tokens a second (median step, the
           first 5 left out), efficiency, MFU, peak memory of each process, and each step's loss
-          against one process. Data order and initial weights are equal. Half of the steps warm
-          up: AdamW's first steps at full rate move a weight by its gradient's sign, which for
-          gradients near zero is rounding's, and say little about how equal two runs are.
+          against one process. Data order and initial weights are equal. The learning rate
+          is low and rises over half of the steps: AdamW's first steps move a weight by its
+          gradient's sign, which for gradients near zero is rounding's, and a rate at which the
+          loss is not stable says little about how equal two runs are.
 kill      n processes, one of which gets SIGKILL once a checkpoint is there; the same command goes
           on. Losses against the run that was left alone.
 sweep     `recallzoo run figure2 --executor ray`, with what follows `--` on the command line, on 1
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     add("--micro-batch", type=int, default=8, help="contexts a process computes at a time")
     add("--steps", type=int, default=20, help=f"the first {UNTIMED_STEPS} are not timed")
     add("--warmup", type=float, default=0.5, help="share of the steps; see above")
+    add("--learning-rate", type=float, default=1e-4, help="peak; see above")
     add("--d-model", type=int)
     add("--num-layers", type=int)
     add("--precision", default="bf16", choices=["bf16", "fp32"])

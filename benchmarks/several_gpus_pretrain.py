@@ -34,6 +34,7 @@ def pretrain_settings(bench: Bench, preset: str, parallel: str, processes: int) 
                 "micro_batch",
                 "steps",
                 "warmup",
+                "learning_rate",
                 "precision",
                 "compile",
                 "checkpoint_activations",
@@ -55,7 +56,8 @@ def pretrain_command(
         start = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
         start += ["--nproc-per-node", number]
         words = [*start, *words, "--parallel", settings["parallel"]]
-    for name in ("context", "global_batch", "steps", "warmup", "precision", "compile"):
+    names = ("context", "global_batch", "steps", "warmup", "learning_rate", "precision", "compile")
+    for name in names:
         words += [f"--{name.replace('_', '-')}", str(settings[name])]
     words += ["--micro-batch", str(micro_batch), "--device", device]
     for name in ("d_model", "num_layers"):

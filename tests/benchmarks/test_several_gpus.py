@@ -110,7 +110,7 @@ def test_commands_name_no_place_of_this_machine():
 
 
 def test_several_processes_start_under_torchrun_and_one_does_not():
-    names = ("context", "global_batch", "steps", "warmup", "precision", "compile")
+    names = ("context", "global_batch", "steps", "warmup", "learning_rate", "precision", "compile")
     settings: dict[str, Any] = {**dict.fromkeys(names, 1), "d_model": 64, "num_layers": None}
     settings |= {"preset": "attention-70m", "checkpoint_activations": True, "parallel": "fsdp"}
     alone = pretrain_command({**settings, "processes": 1}, 4, "cpu")

@@ -23,6 +23,8 @@ from recallzoo.train._head_loss import head_loss, token_losses
 
 TIMEOUT = timedelta(minutes=30)
 """Most that processes wait for one another; NCCL's own 10 minutes are short for compiling."""
+HELD_SHARE = 0.25
+"""Share of a GPU's memory that whole weights and gradients may take with --parallel fsdp."""
 VOCAB_MULTIPLE = 64
 """The head gets rows up to a multiple of this, for the speed of its products."""
 
@@ -221,12 +223,37 @@ def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.M
     )
 
 
-def set_gradient_sync(module: nn.Module, sync: bool) -> None:
-    """Whether the next backward pass adds gradients up over processes."""
+def may_hold(num_parameters: int, device: torch.device) -> bool:
+    """Whether a GPU may hold all weights and gradients whole (float32) between micro-batches: if
+    they are at most HELD_SHARE of its memory."""
+    if device.type != "cuda":
+        return True
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return 2 * 4 * num_parameters <= HELD_SHARE * memory
+
+
+def set_gradient_sync(module: nn.Module, is_last: bool, *, hold: bool) -> None:
+    """Prepare copies or shares for a micro-batch, the last of a step or an earlier one.
+
+    Copies add gradients up over processes in the last one's backward pass. So do shares that
+    `hold`, whose weights are gathered once a step and stay whole until then; others gather
+    weights and share out gradients in every micro-batch, which takes the least memory.
+    """
     if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(sync)  # pyright: ignore[reportCallIssue]
+        sharded: Any = module
+        sharded.set_requires_gradient_sync(is_last or not hold)
+        sharded.set_reshard_after_backward(is_last or not hold)
     elif hasattr(module, "require_backward_grad_sync"):
-        module.require_backward_grad_sync = sync  # pyright: ignore
+        module.require_backward_grad_sync = is_last  # pyright: ignore
+
+
+def set_hold(module: nn.Module, hold: bool) -> None:
+    """Whether the blocks' gathered weights stay whole after a forward pass. Evaluation, which no
+    backward pass follows, needs that they do not: weights would be stale after the next update."""
+    if hasattr(module, "set_reshard_after_forward"):
+        sharded: Any = module
+        sharded.set_reshard_after_forward(not hold)
+        sharded.set_reshard_after_forward(False, recurse=False)  # the head is needed at once
 
 
 def end_evaluation(module: nn.Module) -> None:

@@ -60,6 +60,7 @@ class Engine:
             plan.preset.model, self.vocab_size, plan.context, options.seed
         )
         self.num_parameters = self.model.num_parameters()
+        self._hold = large.may_hold(self.num_parameters, processes.device)
         self._training = large.TrainingModel(self.model, self.vocab_size)
         self.compiled = self._compile()
         if options.checkpoint_activations:
@@ -131,13 +132,15 @@ class Engine:
         seeds = [seed_of(self.options.seed, "dropout", step, first + start) for start in starts]
         # All at once: each number brought to the device by itself would wait for its work so far.
         keys = torch.tensor(seeds, device=self.processes.device)
+        large.set_hold(self.module, self._hold and len(starts) > 1)
         for start, key in zip(starts, keys, strict=True):
-            last = start + self.micro_batch >= self._share
-            large.set_gradient_sync(self.module, last)
+            is_last = start + self.micro_batch >= self._share
+            large.set_gradient_sync(self.module, is_last, hold=self._hold)
             with self.autocast():
                 loss = self.module(tokens[start : start + self.micro_batch], key)
             (loss * scale).backward()
             loss_sum += loss.detach()
+        large.set_hold(self.module, False)
         return loss_sum
 
     def _compile(self) -> str:

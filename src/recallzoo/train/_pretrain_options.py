@@ -66,7 +66,9 @@ class PretrainOptions:
     checkpoint_activations: bool = False
     """Compute each block twice and keep its inputs alone: about a third slower, far less memory."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """Under torchrun: copies of the model (ddp, also auto) or shares of it (fsdp)."""
+    """Under torchrun: copies of the model (ddp, also auto) or shares of it (fsdp). With several
+    micro-batches a step, shares are gathered once a step where whole weights and gradients are at
+    most a quarter of a GPU's memory, and in every micro-batch where they are more."""
     device: str = "auto"
     """auto (CUDA if there is one), cpu or cuda."""
     save_minutes: float = 10.0
