@@ -436,12 +436,13 @@ def merge(paths: list[Path], out: Path | None) -> int:
         raise UserError(f"the results to merge were measured on {' and '.join(sorted(devices))}.")
     cells: dict[str, dict[str, Any]] = {}
     for cell in (cell for result in results for cell in result["cells"]):
-        if "failed" not in cell or "failed" in cells.get(cell["cell"], cell):
+        earlier = cells.get(cell["cell"])
+        if earlier is None or "failed" not in cell or "failed" in earlier:
             cells[cell["cell"]] = cell
     about = {k: v for k, v in results[-1].items() if k in ABOUT}
     for name in ("command", "peaks"):  # of a result that was merged itself, a list
-        kept = [result[name] for result in results]
-        flat = [one for each in kept for one in (each if isinstance(each, list) else [each])]
+        told = [result[name] for result in results]
+        flat = [one for each in told for one in (each if isinstance(each, list) else [each])]
         about[name] = [one for i, one in enumerate(flat) if one not in flat[:i]]
     order = [cell.name for cell in choose(["*"])]
     entries = sorted(cells.values(), key=lambda cell: order.index(cell["cell"]))
