@@ -12,6 +12,8 @@ from recallzoo.mixers._softmax import attend
 pytest.importorskip("triton", reason="Triton is not installed")
 from recallzoo.mixers._short_attention import short_attention
 
+pytestmark = pytest.mark.unchecked  # wrapped kernels lose their globals in the interpreter
+
 KEY = 0x1234_5678_9ABC_DEF0
 RUNS = 2
 

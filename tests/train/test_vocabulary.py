@@ -99,6 +99,7 @@ def test_rows_of_logits_become_their_gradient():
     torch.testing.assert_close(given, gradient)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("width", [20, 300])
 def test_embedding_kernels_equal_pytorch(width):
     pytest.importorskip("triton", reason="Triton is not installed")
@@ -119,6 +120,7 @@ def test_embedding_kernels_equal_pytorch(width):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.unchecked
 def test_the_order_in_which_a_gradient_is_added_does_not_change_a_bit():
     pytest.importorskip("triton", reason="Triton is not installed")
     from recallzoo.train._kernels import embedding
