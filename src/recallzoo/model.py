@@ -112,7 +112,7 @@ class ModelConfig:
 
 
 def place(
-    base: MixerConfig,
+    base: MixerConfig | Sequence[MixerConfig],
     special: MixerConfig,
     num_layers: int,
     *,
@@ -120,7 +120,8 @@ def place(
     every: int | None = None,
     at: Sequence[float] | None = None,
 ) -> tuple[MixerConfig, ...]:
-    """The mixers of a hybrid: `special` at some layers, `base` at the others.
+    """The mixers of a hybrid: `special` at some layers, `base`, one mixer or several in turn, at
+    the others.
 
     Which ones is said in one of three ways:
 
@@ -160,7 +161,10 @@ def place(
             f"place(): of {num_layers} layers, {sorted(chosen)} are asked for, one of them more "
             f"than once."
         )
-    return tuple(special if layer in chosen else base for layer in range(num_layers))
+    pattern = (base,) if isinstance(base, MixerConfig) else tuple(base)
+    return tuple(
+        special if layer in chosen else pattern[layer % len(pattern)] for layer in range(num_layers)
+    )
 
 
 def _norm(config: ModelConfig) -> nn.Module:

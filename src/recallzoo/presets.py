@@ -24,7 +24,7 @@ from typing import Any
 
 from recallzoo.errors import InvalidConfig, UnknownName
 from recallzoo.mixers import MixerConfig, mixer
-from recallzoo.model import LanguageModel, ModelConfig
+from recallzoo.model import LanguageModel, ModelConfig, place
 
 GPT2_VOCAB_SIZE = 50_257
 HYENA = mixer("hyena", num_features=33, filter_width=64, sine_frequency=14.0)
@@ -80,7 +80,7 @@ class Preset:
         if special and layers != model.num_layers:
             one = mixers[special[0]]
             special = _same_depths(special, model.num_layers, layers)
-            mixers = _hybrid_layers(self.base, one, special, layers)
+            mixers = place(self.base, one, layers, layers=special)
         mixers = mixers[:layers]
         if num_layers is not None and any("layer_index" in dict(m.options) for m in mixers):
             mixers = _rwkv_layers(num_layers)
@@ -221,15 +221,6 @@ SPECIAL: dict[str, Callable[[int], MixerConfig]] = {
 2,048 rows by learning; `random` selects as many. `topk` is the paper's form, which looks ahead."""
 
 
-def _hybrid_layers(
-    base: Sequence[MixerConfig], special: MixerConfig, layers: Sequence[int], num_layers: int
-) -> tuple[MixerConfig, ...]:
-    mixers = [base[i % len(base)] for i in range(num_layers)]
-    for layer in layers:
-        mixers[layer] = special
-    return tuple(mixers)
-
-
 def _same_depths(layers: Sequence[int], before: int, num_layers: int) -> tuple[int, ...]:
     """Layers as deep in a model of another depth. Not the first: a special layer looks up what a
     convolution before it put together."""
@@ -243,7 +234,7 @@ def _hybrid(special: str, size: str) -> Preset:
                                         "360m": (3, 48, 1024)}[size]  # fmt: skip
     layers = tuple((i + 1) * num_layers // (num_special + 1) - 1 for i in range(num_special))
     config = SPECIAL[special](d_model // 64)
-    mixers = _hybrid_layers(BASE_CONV, config, layers, num_layers)
+    mixers = place(BASE_CONV, config, num_layers, layers=layers)
     return Preset(
         name=f"base_conv_{special}-{size}",
         model=replace(_base_conv(num_layers, d_model), mixers=mixers),

@@ -165,6 +165,11 @@ class AsksForANumber(NoStep):
         return super().forward(x) * (2.0 if x.abs().max().item() > 0 else 1.0)
 
 
+class AsksAndDropsOutGlobally(AsksForANumber):
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
 class KeepsAHiddenTensor(NoStep):
     def __init__(self, d_model, max_seq_len):
         super().__init__(d_model, max_seq_len)

@@ -52,6 +52,7 @@ def test_a_sound_mixer_of_ones_own_passes_every_check():
         ("DependsOnTheLength", "lengths", "1 tokens and 17: at t=0 first"),
         ("KeepsAHiddenTensor", "packs", "module.scale is a tensor|register_buffer"),
         ("DropsOutGlobally", "packs", "depends on what it is packed with|context.dropout(x, rate)"),
+        ("AsksAndDropsOutGlobally", "packs", "depends on what it is packed with"),
         ("HalfPrecisionWeights", "constructs", "linear.weight is float16|float32"),
         ("FailsWhenBuilt", "constructs", "broken.py:|ZeroDivisionError: odd width"),
         ("TakesThreeInputs", "constructs", "forward(x, mask, context)|forward(self, x, context)"),

@@ -121,6 +121,21 @@ def test_embedding_kernels_equal_pytorch(width):
 
 
 @pytest.mark.unchecked
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e9])
+def test_a_gradient_that_cannot_be_summed_is_not_a_number_and_others_are_summed(wrong):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from recallzoo.train._kernels import embedding
+
+    tokens, d_vectors = torch.tensor([[0, 1, 2, 2]]), torch.ones(1, 4, 16)
+    d_vectors[0, 1, 3] = d_vectors[0, 0, 5] = wrong
+    gradient = torch.zeros(1, 3, 16)
+    embedding.add_gradient(tokens, d_vectors, gradient)
+    expected = torch.tensor([[[1.0], [1.0], [2.0]]]).repeat(1, 1, 16)
+    expected[0, 1, 3] = expected[0, 0, 5] = torch.nan
+    assert torch.equal(gradient.nan_to_num(-7.0), expected.nan_to_num(-7.0))
+
+
+@pytest.mark.unchecked
 def test_the_order_in_which_a_gradient_is_added_does_not_change_a_bit():
     pytest.importorskip("triton", reason="Triton is not installed")
     from recallzoo.train._kernels import embedding

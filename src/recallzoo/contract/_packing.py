@@ -3,6 +3,7 @@
 Letters   R packed runs, B batch, T time, D width.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 
@@ -55,6 +56,16 @@ class _Pack:
         return vmap(one, in_dims=in_dims, randomness="different")(
             parameters, buffers, x, self.tokens, self.keys
         )
+
+    def looped(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
+        """`forward` run by run, as the trainer computes what cannot be mapped."""
+        runs = []
+        for r in range(len(self.mixers)):
+            key = None if self.keys is None else self.keys[r]
+            context = Context(tokens=self.tokens[r], dropout_key=key)
+            own = tuple({n: t[r] for n, t in named.items()} for named in (parameters, buffers))
+            runs.append(functional_call(self.skeleton, own, (x[r], context)))
+        return torch.stack(runs)
 
     def outputs(self, forward: Callable[..., Tensor]) -> Tensors:
         """Outputs and gradients, [R, ...] each, of `forward` above or of it compiled."""
@@ -127,7 +138,7 @@ def _require_equal(got: Tensors, wanted: Tensors, names: str) -> float:
     )
 
 
-def _require_own_draws(subject: Subject) -> None:
+def _require_own_draws(subject: Subject, *, mapped: bool) -> None:
     """In training a run's random numbers are its own: the same beside other pack mates, in
     another place, and whatever was drawn before."""
     first, moved = (
@@ -136,8 +147,8 @@ def _require_own_draws(subject: Subject) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         outputs = (
-            first.outputs(first.forward)["output"][0],
-            moved.outputs(moved.forward)["output"][1],
+            first.outputs(first.forward if mapped else first.looped)["output"][0],
+            moved.outputs(moved.forward if mapped else moved.looped)["output"][1],
         )
     changed, largest = float((outputs[0] - outputs[1]).abs().max()), size_of(outputs[0])
     if changed > TOLERANCE * largest:
@@ -151,40 +162,50 @@ def _require_own_draws(subject: Subject) -> None:
         )
 
 
-def _require_mappable(subject: Subject) -> None:
-    """Raises NotGiven for a user's own mixer that vmap cannot map, but that works alone."""
-    if not subject.own:
-        return
+def _why_not_mapped(subject: Subject) -> str:
+    """Why a user's own mixer cannot be mapped over runs while computing them one by one works; ""
+    if it can be. Raises what mapping raised if that does not work either."""
     pack = _Pack(subject, training=False)
     try:
         pack.outputs(pack.forward)
     except Exception as error:
-        pack.outputs_singly()
-        raise NotGiven(
+        if not (subject.own and _works_one_by_one(pack)):
+            raise
+        return (
             f"it cannot be mapped over runs ({describe_error(error, subject.path)}): the runs of a "
             f"pack are computed one by one, on streams of their own on a GPU, which is slower"
-        ) from error
+        )
+    return ""
+
+
+def _works_one_by_one(pack: _Pack) -> bool:
+    with contextlib.suppress(Exception):  # what mapping raised is told
+        pack.outputs(pack.looped)
+        return True
+    return False
 
 
 def packs(subject: Subject) -> str:
     """Under vmap over runs every run gives what it gives alone, gradients included. A user's own
-    mixer need not be mappable; the trainer then computes run by run."""
-    _require_mappable(subject)
-    worst = 0.0
+    mixer need not be mappable; it is held to the same as the trainer computes it then."""
+    worst, reason = 0.0, _why_not_mapped(subject)
     for training in (False, True):
         pack = _Pack(subject, training=training)
-        got = pack.outputs(pack.forward)
+        got = pack.outputs(pack.looped if reason else pack.forward)
         if training:
-            _require_own_draws(subject)
+            _require_own_draws(subject, mapped=not reason)
         wanted = pack.outputs_singly()
         worst = max(worst, _require_equal(got, wanted, f"a pack of {NUM_RUNS} and single runs"))
+    if reason:
+        raise NotGiven(reason)
     return f"{NUM_RUNS} runs packed differ from single ones by {worst:.0e} of the largest value"
 
 
 def compiles(subject: Subject) -> str:
     """The packed form compiles without a graph break, and computes the same. A user's own mixer
     need not; the trainer then leaves the step as it is."""
-    _require_mappable(subject)
+    if reason := _why_not_mapped(subject):
+        raise NotGiven(reason)
     pack = _Pack(subject, training=_is_reproducible(subject))
     torch._dynamo.reset()
     compiled = torch.compile(pack.forward, backend="aot_eager", fullgraph=True, dynamic=False)

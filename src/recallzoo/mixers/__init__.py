@@ -8,6 +8,7 @@ from recallzoo.mixers._contract import (
     Mixer,
     ParameterRule,
     cache_parts,
+    product_dtype,
     select_positions,
     state_size,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "mixer",
     "mixer_class",
     "option_types",
+    "product_dtype",
     "registry",
     "select_positions",
     "state_size",

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from recallzoo.mixers._contract import select_positions
+from recallzoo.mixers._contract import product_dtype, select_positions
 from recallzoo.mixers._groups import over_groups
 
 
@@ -60,8 +60,7 @@ def select_by_product(
 
 def _as_products(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the dtype that a product has here: autocast does not reach custom operators."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = product_dtype(x)
     return weight.to(dtype), x.to(dtype)
 
 

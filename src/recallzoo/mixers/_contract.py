@@ -190,6 +190,14 @@ def select_positions(
     return torch.gather(x, 1, positions[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a product of `x` is taken here: autocast's, or its own."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
 def cache_parts(cache: Cache) -> dict[str, int]:
     """Elements in a cache by kind of state (`kv`, `conv`, `matrix`, `index`)."""
     parts: dict[str, int] = {}

@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recallzoo.mixers._contract import HAS_TRITON, Context
+from recallzoo.mixers._contract import HAS_TRITON, Context, product_dtype
 from recallzoo.mixers._groups import over_groups
 
 MAX_HEAD_DIM = 128
+"""Beyond, the accumulators of a block no longer fit into registers."""
 
 
-def is_fused(qkv: Float[Tensor, "B T E"], num_heads: int) -> bool:
-    """Whether a kernel takes this projection."""
-    if not (qkv.is_cuda and HAS_TRITON and qkv.dtype == torch.bfloat16):
-        return False
-    return qkv.shape[-1] // 3 // num_heads <= MAX_HEAD_DIM
+def is_fused(x: Float[Tensor, "B T D"], head_dim: int) -> bool:
+    """Whether a kernel takes the projection of this input."""
+    is_here = x.is_cuda and HAS_TRITON and head_dim <= MAX_HEAD_DIM
+    return is_here and product_dtype(x) == torch.bfloat16
 
 
 def short_attention(

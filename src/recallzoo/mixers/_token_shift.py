@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recallzoo.mixers._contract import HAS_TRITON
+from recallzoo.mixers._contract import HAS_TRITON, product_dtype
 from recallzoo.mixers._groups import over_groups
 
 
@@ -26,7 +26,7 @@ def token_shift_mix(
     x: Float[Tensor, "B T D"], mix: Float[Tensor, "3 D"]
 ) -> Float[Tensor, "3 B T D"]:
     """Three mixtures in one tensor, in the dtype that a product would take them in."""
-    return _stacked(x, mix.float()[None], _product_dtype(x)).squeeze(0)
+    return _stacked(x, mix.float()[None], product_dtype(x)).squeeze(0)
 
 
 def token_shift_pair(
@@ -34,12 +34,7 @@ def token_shift_pair(
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
     """Two mixtures in tensors of their own, for products of different shape: gradients that come
     apart need no copy then."""
-    return _pair(x, mix.float()[None], _product_dtype(x))
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return _pair(x, mix.float()[None], product_dtype(x))
 
 
 @torch.library.custom_op("recallzoo::token_shift_mix", mutates_args=())

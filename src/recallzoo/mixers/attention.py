@@ -90,13 +90,11 @@ class Attention(Mixer):
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
         is_short = self.window is None and self.rotary_dim == 0 and x.shape[1] <= PLAIN_MAX_SEQ_LEN
-        if is_short and x.is_cuda:
+        if is_short and is_fused(x, self.head_dim):
             # The bias is added in the kernel. Mapped over runs, a sum with it would be float32.
             qkv = F.linear(x, self.qkv.weight)
-            if is_fused(qkv, self.num_heads):
-                return self.out_proj(
-                    short_attention(qkv, self.qkv.bias, self.num_heads, context, self.dropout)
-                )
+            y = short_attention(qkv, self.qkv.bias, self.num_heads, context, self.dropout)
+            return self.out_proj(y)
         q, k, v = self._project(x)
         position = torch.arange(x.shape[1], device=x.device)
         q, k = rotate(q, position, self.rotary_dim), rotate(k, position, self.rotary_dim)

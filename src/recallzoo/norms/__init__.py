@@ -20,6 +20,7 @@ from recallzoo.mixers import HAS_TRITON
 from recallzoo.mixers._groups import over_groups
 
 MAX_WIDTH = 2048
+"""Beyond, a row no longer fits into the registers of a program."""
 
 
 def is_fused(x: Tensor, *norms: nn.Module) -> bool:

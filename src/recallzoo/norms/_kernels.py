@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_WIDTH = 2048
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 2048, 1024
 """Elements of a block of rows: 16 and 8 for each thread of 4 warps. The backward pass holds nine
 tiles of that size in registers."""

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recallzoo.mixers import product_dtype
+
 CHUNK_LOGITS = 1 << 28
 """Logits of a chunk: 0.5 GiB in bfloat16."""
 MIN_CHUNK = 256
@@ -42,7 +44,7 @@ def token_losses(
     vocab_size: int,
 ) -> Float[Tensor, "N"]:
     """Cross-entropy of each answer in nats, float32."""
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     weight = weight.to(dtype)
     parts = []
     for rows in _chunks(x, weight):
@@ -56,7 +58,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, answers: Tensor, vocab_size: int, compiled: bool
     ) -> Tensor:
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         weight_cast = weight.to(dtype)
         softmax_gradient = _compiled_softmax_gradient() if compiled else _softmax_gradient
         total = x.new_zeros((), dtype=torch.float32)
@@ -99,13 +101,6 @@ def _compiled_softmax_gradient() -> Any:
     if not _compiled:
         _compiled.append(torch.compile(_softmax_gradient, dynamic=False))
     return _compiled[0]
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
 
 
 def _chunks(x: Tensor, weight: Tensor) -> list[slice]:

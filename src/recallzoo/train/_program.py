@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.mixers import Context
 from recallzoo.model import LanguageModel
 from recallzoo.random import mix64, permutation, seed_of
@@ -116,9 +117,9 @@ class Program:
         self._trunk = self._mapped_trunk
         try:
             self._losses_and_gradients(*batch, self._seeds)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 (whatever a user's code meets is the reason)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             self.fallbacks.append(
                 f"the runs of the pack were computed one by one, as the mixer cannot be mapped "
                 f"over runs: {_reason(error)}"
@@ -147,9 +148,9 @@ class Program:
         started = time.monotonic()
         try:
             self._losses_and_gradients(*batch)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the reason)
+        except Exception as error:  # whatever the compiler raises is the reason
+            if is_out_of_memory(error):
+                raise
             self.fallbacks.append(f"the training step was not compiled: {_reason(error)}")
             self._trunk, self._update = self._mapped_trunk, self.adamw.update
             self.is_compiled = False

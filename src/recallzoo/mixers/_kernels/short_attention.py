@@ -21,9 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_HEAD_DIM = 128
-"""Beyond, the accumulators of a block no longer fit into registers."""
-
 
 @triton.jit
 def _mix32(x):

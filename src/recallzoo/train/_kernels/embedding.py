@@ -6,7 +6,8 @@ what belongs to token 0 by itself, and adds it once.
 
 Atomic additions come in any order, and sums of floating-point numbers depend on it: two equal runs
 would part. So what is added is whole multiples of 2^-44, whose sums do not depend on the order and
-hold up to 2^19. A gradient that is not finite does not pass, but the loss that made it is seen.
+hold up to 2^19. Where one of N terms is 2^19 / N or more, so that a sum might not hold, or is not
+finite, the gradient is NaN: the run is marked as diverged rather than trained on a wrong one.
 
 Letters   R packed runs, N tokens of a batch, V vocabulary, E embedding width.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 
 _BLOCK_ELEMENTS = 8192
 _UNITS = tl.constexpr(2.0**44)
+_HOLDS = 2.0**19
 
 
 @triton.jit
@@ -37,7 +39,17 @@ def _look_up(weight, tokens, vectors, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: t
 
 @triton.jit
 def _add_gradient(
-    tokens, d_vectors, totals, scale, N, V, E, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
+    tokens,
+    d_vectors,
+    d_weight,
+    totals,
+    scale,
+    limit,
+    N,
+    V,
+    E,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
 ):
     run = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -45,13 +57,15 @@ def _add_gradient(
     inside = (row[:, None] < N) & (col[None, :] < E)
     token = tl.load(tokens + run * N + row, mask=row < N, other=0)
     at = d_vectors + (run * N + row[:, None]) * E + col[None, :]
-    g = (scale * _UNITS) * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    g = scale * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    to = run * V * E + token[:, None] * E + col[None, :]
+    holds = tl.abs(g) < limit
+    tl.store(d_weight + to, float("nan"), mask=inside & (holds == 0))
+    g = tl.where(holds, g, 0.0) * _UNITS
     is_filler = token[:, None] == 0
     filler = tl.sum(tl.where(is_filler, g, 0.0), axis=0)
-    start = totals + run * V * E
-    tl.atomic_add(start + col, filler.to(tl.int64), mask=col < E, sem="relaxed")
-    to = start + token[:, None] * E + col[None, :]
-    tl.atomic_add(to, g.to(tl.int64), mask=inside & (is_filler == 0), sem="relaxed")
+    tl.atomic_add(totals + run * V * E + col, filler.to(tl.int64), mask=col < E, sem="relaxed")
+    tl.atomic_add(totals + to, g.to(tl.int64), mask=inside & (is_filler == 0), sem="relaxed")
 
 
 @triton.jit
@@ -81,7 +95,8 @@ def add_gradient(
     (runs, vocab_size, width), num_tokens = d_weight.shape, tokens.shape[1]
     totals = torch.zeros(d_weight.shape, dtype=torch.int64, device=d_weight.device)
     grid, sizes = _launch(runs, num_tokens, width)
-    _add_gradient[grid](tokens, d_vectors, totals, scale, num_tokens, vocab_size, width, **sizes)
+    limit, shape = _HOLDS / num_tokens, (num_tokens, vocab_size, width)
+    _add_gradient[grid](tokens, d_vectors, d_weight, totals, scale, limit, *shape, **sizes)
     size = d_weight.numel()
     _settle[(int(triton.cdiv(size, 1024)),)](totals, d_weight, size, BLOCK=1024)
 
