@@ -135,7 +135,6 @@ def test_how_it_is_computed_does_not_change_the_losses(changed, data, whole, tmp
     # Traced as on a GPU, but run without generated code, which takes a minute to compile.
     compiler = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr("recallzoo.train._head_loss._compiled", [])
     summary = pretrain(options(data, tmp_path, valid_every=0, **changed))
     # Only the order of sums differs.
     assert losses(tmp_path) == pytest.approx(losses(whole), abs=2e-5)
@@ -417,7 +416,6 @@ def test_a_fallback_from_compiling_is_told(data, whole, tmp_path, monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", failing)
-    monkeypatch.setattr("recallzoo.train._head_loss._compiled", [])
     summary = pretrain(options(data, tmp_path, compile="blocks"))
     assert summary["compile"] == "none"
     assert "compiling failed" in summary["notes"][0]

@@ -132,7 +132,6 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
-        self.compiles_loss = False
 
     def forward(
         self,
@@ -153,7 +152,7 @@ class TrainingModel(nn.Module):
             weight = self.model.head.weight
         if by_token:
             return token_losses(x, weight, answers, self.vocab_size).view(inputs.shape)
-        loss = head_loss(x, weight, answers, self.vocab_size, compiled=self.compiles_loss)
+        loss = head_loss(x, weight, answers, self.vocab_size)
         for auxiliary in context.losses.values():
             loss = loss + (auxiliary - auxiliary.detach()) * answers.numel()
         return loss
@@ -165,7 +164,6 @@ def compile_model(training: TrainingModel, what: str) -> None:
 
     # A hybrid has a graph for each kind of block, in training and in validation.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    training.compiles_loss = True
     if what == "model":
         model = training.model
         model.hidden = torch.compile(model.hidden, dynamic=False)  # pyright: ignore
@@ -180,7 +178,6 @@ def compile_model(training: TrainingModel, what: str) -> None:
 
 def undo_compiling(training: TrainingModel) -> None:
     """Back to plain PyTorch, for a compiler that fails."""
-    training.compiles_loss = False
     training.model.__dict__.pop("hidden", None)
     for block in training.model.blocks:
         block.__dict__.pop("forward", None)
