@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.files import write_json
 from recallzoo.mixers import Cache
 from recallzoo.model import LanguageModel
@@ -147,8 +148,10 @@ def main() -> None:
         for context in args.contexts:
             try:
                 rows.append(measure(name, context, args))
-            except torch.OutOfMemoryError as error:
-                failed = str(error).splitlines()[0]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = (str(error) or type(error).__name__).splitlines()[0]
                 rows.append({"model": name, "context": context, "failed": failed})
                 torch.cuda.empty_cache()
             print(json.dumps(rows[-1]), flush=True)

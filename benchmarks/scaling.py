@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.files import write_json
 from recallzoo.mixers import Context, MixerConfig, mixer
 from recallzoo.mixers._rows import Form, attend_rows
@@ -189,7 +190,9 @@ def attempt(measure: Callable[[], dict[str, Any]], row: dict[str, Any]) -> dict[
     try:
         done = measure()
         print(f"{row}: {done['median_seconds']:.4f} s, {_gib(done['peak_memory_bytes'])}")
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         done = {**row, "error": "out of memory"}
         print(f"{row}: out of memory")
     gc.collect()

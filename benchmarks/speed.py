@@ -46,6 +46,7 @@ from limits import measured_peaks, step_bytes, step_flops, synchronise
 from speed_cells import Cell, check_parity, choose
 from speed_tools import Lock, Profile, own_memory, peak_gib, spread
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
 from recallzoo.files import read_json, write_json
 from recallzoo.model import LanguageModel
@@ -181,7 +182,9 @@ def time_pack(
                 pass
         except Enough:
             pass
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return {"runs": num_runs, "failed": "out of memory"}
         finally:
             watch.close()

@@ -456,25 +456,38 @@ def test_logits_of_another_shape_or_without_a_number_are_refused(
         run(here, tmp_path / "out", "a")
 
 
-def test_batches_shrink_where_memory_does_not_suffice(here, compared, tmp_path, monkeypatch):
-    batch = TokenLosses._batch
+OUT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 TB"),
+    "numpy": MemoryError("Unable to allocate 4 TB"),
+}
 
-    def short_of_memory(self, tokens):
-        if len(tokens) > 2:
-            raise torch.OutOfMemoryError("no")
-        return batch(self, tokens)
 
-    monkeypatch.setattr(TokenLosses, "_batch", short_of_memory)
+@pytest.mark.parametrize("where", OUT_OF_MEMORY)
+def test_batches_shrink_where_memory_does_not_suffice(where, here, compared, tmp_path, monkeypatch):
+    load, most = audit_module.load_model, 2
+
+    def loads(*arguments):
+        model = load(*arguments)
+        forward = model.forward
+
+        def short_of_memory(input_ids, **rest):
+            if len(input_ids) > most:
+                raise OUT_OF_MEMORY[where]
+            return forward(input_ids=input_ids, **rest)
+
+        model.forward = short_of_memory
+        return model
+
+    monkeypatch.setattr(audit_module, "load_model", loads)
     done = run(here, tmp_path / "out", "a")
     assert done.about["models"][0]["batch_size"] == 2
     assert any("did not fit into memory" in note for note in done.about["notes"])
     assert np.allclose(
         done.losses("a")["loss_nats"], compared.losses("a")["loss_nats"], rtol=1e-4, atol=1e-4
     )
-    monkeypatch.setattr(
-        TokenLosses, "_batch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
-    )
-    with pytest.raises(UserError, match="even one context"):
+    most = 0
+    with pytest.raises(UserError, match=r"even one context .* Use a shorter --context or --dtype"):
         run(here, tmp_path / "other", "a")
 
 

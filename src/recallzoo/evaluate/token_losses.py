@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import UserError
 from recallzoo.evaluate.audit_text import Part
 from recallzoo.evaluate.causal_lm import ModelSource, first_lines
@@ -47,7 +48,9 @@ class TokenLosses:
             width = int(lengths[rows].max())
             try:
                 found = self._batch(tokens[rows, :width])
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._shrink(len(rows), width, error)
                 continue
             skipped = 0 if self.bos_id is not None else 1
@@ -80,9 +83,9 @@ class TokenLosses:
     def _logits(self, inputs: Tensor) -> Tensor:
         try:
             output = self.model(input_ids=inputs, use_cache=False)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{self.source.name} failed on a batch of {len(inputs)} contexts of "
                 f"{inputs.shape[1]} tokens: {type(error).__name__}: {first_lines(error)}"
@@ -117,10 +120,12 @@ class TokenLosses:
 
     def _shrink(self, rows: int, width: int, error: Exception) -> None:
         if rows == 1:
+            others = " or --dtype bf16" if self.device.type == "cpu" else (
+                ", --dtype bf16 or --device cpu"
+            )  # fmt: skip
             raise UserError(
                 f"{self.source.name} does not fit into the memory of {self.device} with even one "
-                f"context of {width:,} tokens. Use a shorter --context, --dtype bf16 or --device "
-                f"cpu."
+                f"context of {width:,} tokens. Use a shorter --context{others}."
             ) from error
         self.batch_size = rows // 2
         torch.cuda.empty_cache()
