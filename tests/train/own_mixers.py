@@ -89,3 +89,26 @@ class AsksForValues(PreviousToken):
     def forward(self, x):
         y = super().forward(x)
         return y if float(y.detach().sum()) < 1e30 else 0 * y
+
+
+class Stepping(PreviousToken):
+    """As above, with a recurrent form that draws random numbers. It counts the steps that have
+    numbers; `kernel`: it refuses them, as a kernel for another device would."""
+
+    num_steps = 0
+
+    def __init__(self, d_model, max_seq_len, kernel: bool = False, use: str = ""):
+        super().__init__(d_model, max_seq_len)
+        self.kernel, self.use = kernel, use
+
+    def init_cache(self, batch_size):
+        weight = self.out.weight
+        return {"conv": torch.zeros(batch_size, weight.shape[0], device=weight.device)}
+
+    def step(self, x_t, cache):
+        if not x_t.is_meta:
+            type(self).num_steps += 1
+            if self.kernel:
+                raise RuntimeError("no CPU tensors")
+        drawn = torch.rand(x_t.shape, device=x_t.device)
+        return self.out(cache["conv"]) + 0 * drawn, {"conv": x_t}

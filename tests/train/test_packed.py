@@ -14,9 +14,11 @@ from plain_training import Plain, train_plainly
 from tiny_runs import losses, one_step_an_epoch, outcome, own, tiny_run, tiny_task, train
 
 from recallzoo.errors import ContractViolation
-from recallzoo.mixers import MixerConfig, mixer, registry
+from recallzoo.mixers import MixerConfig, mixer, mixer_class, registry
 from recallzoo.result import Result
+from recallzoo.run import Run
 from recallzoo.tasks import Data, Segment
+from recallzoo.train._stack import build_model
 from recallzoo.train.packed import Pack
 
 TOLERANCE_NATS = 1e-4
@@ -43,6 +45,14 @@ def assert_as_plain(result: Result, plain: Plain) -> None:
     assert result.test_loss_nats == pytest.approx(plain.test_loss_nats, abs=TOLERANCE_NATS)
     assert result.test_accuracy == pytest.approx(plain.test_accuracy)
     assert result.num_parameters == plain.num_parameters
+
+
+def plain_state_size(run: Run) -> dict[str, int]:
+    """State of the run's whole model, stepped on the CPU to the longest sequence."""
+    try:
+        return build_model(run).state_size(run.data.max_seq_len)
+    except NotImplementedError:
+        return {}
 
 
 HYBRID = (mixer("base_conv"), mixer("attention", num_heads=2))
@@ -74,6 +84,7 @@ def test_packed_single_and_plain_training_agree_step_by_step(name):
     ]
     results = train(*runs)
     assert_trained_alike(results[1], train(runs[1])[0])
+    assert results[0].state_size == plain_state_size(runs[0])
     for run, packed in zip(runs, results, strict=True):
         assert_as_plain(packed, train_plainly(run))
 
@@ -219,6 +230,42 @@ def test_parameters_and_state_are_counted():
     assert conv.state_size == {"conv": 2 * 2 * 16}
     embedding = 16 * 16 + 8 * 16
     assert conv.num_parameters > embedding
+
+
+STATE_OF_STEPPING = {"conv": 2 * 16}
+
+
+def steps_with_numbers() -> int:
+    """That mixers of the class Stepping have made so far."""
+    return vars(mixer_class(own("Stepping").name))["num_steps"]
+
+
+def test_the_state_of_a_mixer_is_computed_once_for_its_layers_and_packs():
+    config = own("Stepping", use="once")
+    before = steps_with_numbers()
+    for seed in (0, 1):
+        (result,) = train(tiny_run(config, seed=seed, num_epochs=1))
+        assert result.state_size == STATE_OF_STEPPING
+    assert steps_with_numbers() == before + 8
+
+
+def test_a_large_state_is_found_without_computing_it(monkeypatch):
+    monkeypatch.setattr("recallzoo.train.packed.MAX_COMPUTED_STATE", 16 * 8 - 1)
+    config = own("Stepping", use="large")
+    before = steps_with_numbers()
+    assert train(tiny_run(config, num_epochs=1))[0].state_size == STATE_OF_STEPPING
+    assert steps_with_numbers() == before
+
+
+def test_a_step_that_the_cpu_cannot_compute_has_a_known_state():
+    (result,) = train(tiny_run(own("Stepping", kernel=True), num_epochs=1))
+    assert result.state_size == STATE_OF_STEPPING
+
+
+def test_sizing_a_state_leaves_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    train(tiny_run(own("Stepping", use="random state"), num_epochs=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_mixer_without_step_has_no_known_state():

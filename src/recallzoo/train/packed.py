@@ -10,6 +10,7 @@ depend on which runs it is packed with, beyond the rounding of batched products.
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import time
@@ -26,15 +27,21 @@ from torch import Tensor
 from recallzoo.errors import StoreError
 from recallzoo.evaluate.accuracy import slice_rows
 from recallzoo.files import atomic_file
+from recallzoo.mixers import Mixer, MixerConfig, state_size
 from recallzoo.provenance import environment
+from recallzoo.random import seed_of
 from recallzoo.result import Result, SliceRow, Status
 from recallzoo.run import Run
 from recallzoo.tasks import make_splits
 from recallzoo.train._adamw import PackedAdamW
 from recallzoo.train._program import Program
-from recallzoo.train._stack import build_model, stack_models
+from recallzoo.train._stack import stack_models
 
 CHECKPOINT_VERSION = 1
+MAX_COMPUTED_STATE = 2**20
+"""Width times tokens up to which the size of a state is found by computing it. Tensors without
+numbers would do, but a step on them takes PyTorch 1 to 3 ms whatever its size, and the first one
+loads the compiler (2 s); copying a state that grows takes longer than that from here on."""
 
 
 @dataclass
@@ -339,12 +346,39 @@ def _finite(value: float) -> float | None:
 
 def _state_size(run: Run) -> dict[str, int]:
     """State after the longest sequence, by kind; empty without a recurrent form."""
-    model, seq_len = build_model(run), run.data.max_seq_len
-    # Sizes follow from shapes, so nothing needs to be computed, unless a mixer of the user's own
-    # looks at values.
-    with contextlib.suppress(Exception):
-        return copy.deepcopy(model).to("meta").state_size(seq_len)
-    try:
-        return model.state_size(seq_len)
-    except (AttributeError, NotImplementedError):
-        return {}
+    total: dict[str, int] = {}
+    for config in run.model.layer_mixers():
+        sizes = _state_of_mixer(config, run.model.d_model, run.data.max_seq_len)
+        if sizes is None:
+            return {}
+        for kind, size in sizes.items():
+            total[kind] = total.get(kind, 0) + size
+    return total
+
+
+@functools.cache
+def _state_of_mixer(config: MixerConfig, d_model: int, seq_len: int) -> dict[str, int] | None:
+    """State of one layer after `seq_len` tokens, by kind; None if it has no recurrent form.
+
+    It follows from the arguments alone, so layers and packs share it: a mixer of the user's own
+    that looks at values gets weights of a fixed seed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("state size"))
+        mixer = config.build(d_model, seq_len)
+        if d_model * seq_len > MAX_COMPUTED_STATE:
+            with contextlib.suppress(Exception):
+                return _state_by_shape(mixer, seq_len)
+        try:
+            return state_size(mixer, seq_len)
+        except Exception as error:
+            # A step that the CPU cannot compute, such as a kernel for CUDA, may know its shapes.
+            with contextlib.suppress(Exception):
+                return _state_by_shape(mixer, seq_len)
+            if isinstance(error, AttributeError | NotImplementedError):
+                return None
+            raise
+
+
+def _state_by_shape(mixer: Mixer, seq_len: int) -> dict[str, int]:
+    return state_size(copy.deepcopy(mixer).to("meta"), seq_len)
