@@ -13,8 +13,12 @@ from recallzoo.mixers._gated_short_conv import _operator, by_kernel, in_pytorch
 
 pytestmark = pytest.mark.unchecked
 RUNS = 3
-SIZES = [(1, 1, 1, 1), (1, 2, 4, 4), (5, 3, 2, 2), (1, 65, 2, 3), (5, 65, 16, 3), (9, 130, 1, 4)]
-"""Batch, time, width, taps: shorter than the filter, and more positions than a program takes."""
+SIZES = [
+    *((1, 1, 1, 1), (1, 2, 4, 4), (5, 3, 2, 2), (1, 65, 2, 3), (5, 65, 5, 3), (9, 130, 1, 4)),
+    *((3, 4, 2, 4), (7, 12, 3, 3), (40, 64, 2, 3), (1, 1100, 1, 4), (2, 8, 2, 7)),
+]
+"""Batch, time, width, taps: shorter than the filter, more positions than a program takes, and times
+that are multiples of 1, 2 and 4, which threads take at once."""
 
 
 def draw(B: int, T: int, D: int, K: int, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -46,14 +50,15 @@ def test_the_kernel_equals_the_form_in_pytorch(B, T, D, K):
     wanted = with_gradients(
         in_pytorch, [t.double() for t in inputs], [c.double() for c in cotangents]
     )
-    # Sums of up to 1200 products in float32, against float64.
+    # Sums of up to 2600 products in float32, against float64.
     assert_close(with_gradients(by_kernel, inputs, cotangents), wanted, 1e-5)
     assert_close(with_gradients(in_pytorch, inputs, cotangents), wanted, 1e-5)
 
 
+@pytest.mark.parametrize("T", [65, 72])
 @pytest.mark.parametrize("function", [by_kernel, in_pytorch])
-def test_bfloat16_inputs_are_rounded_once_and_summed_in_float32(function):
-    inputs, cotangents = draw(2, 65, 3, 3)
+def test_bfloat16_inputs_are_rounded_once_and_summed_in_float32(function, T):
+    inputs, cotangents = draw(2, T, 3, 3)
     low = [t.bfloat16() for t in (inputs[0], *cotangents)]
     got = with_gradients(function, [low[0], *inputs[1:]], low[1:])
     exact = [t.double() for t in low]
