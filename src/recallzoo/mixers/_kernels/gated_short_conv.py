@@ -34,8 +34,8 @@ from torch import Tensor
 
 FORWARD = {"CHUNKS": 128, "num_warps": 4}
 BACKWARD = {"CHUNKS": 32, "STEPS": 8, "num_warps": 1}
-"""Each thread takes a chunk a step. Sums over the threads of a single warp need no barrier; they take
-about as many instructions as half a step, which several steps share."""
+"""Each thread takes a chunk a step. Sums over the threads of a single warp need no barrier; they
+take about as many instructions as half a step, which several steps share."""
 
 
 @triton.jit
