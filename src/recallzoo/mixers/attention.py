@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
+from recallzoo.mixers import _rotary_heads
 from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, select_positions
 from recallzoo.mixers._rotary import rotate
 from recallzoo.mixers._short_attention import is_fused, short_attention
@@ -95,9 +96,13 @@ class Attention(Mixer):
             qkv = F.linear(x, self.qkv.weight)
             y = short_attention(qkv, self.qkv.bias, self.num_heads, context, self.dropout)
             return self.out_proj(y)
-        q, k, v = self._project(x)
-        position = torch.arange(x.shape[1], device=x.device)
-        q, k = rotate(q, position, self.rotary_dim), rotate(k, position, self.rotary_dim)
+        qkv = self.qkv(x)
+        if _rotary_heads.is_fused(qkv, self.head_dim, self.rotary_dim):
+            q, k, v = _rotary_heads.turned_heads(qkv, self.num_heads)
+        else:
+            q, k, v = map(self._heads, qkv.chunk(3, dim=-1))
+            position = torch.arange(x.shape[1], device=x.device)
+            q, k = rotate(q, position, self.rotary_dim), rotate(k, position, self.rotary_dim)
         y = attend(q, k, v, context, window=self.window, dropout=self.dropout)
         return self.out_proj(y.transpose(-2, -3).flatten(-2))
 
