@@ -193,7 +193,8 @@ def select_positions(
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a product of `x` is taken here: autocast's, or its own."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    # The meta device has no autocast, and asking whether a device has it cuts compiled programs.
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
 

@@ -3,11 +3,10 @@
     conv_by_tiles     a Triton kernel: tiles of the Toeplitz matrix are made where they are used
     conv_in_blocks    PyTorch: blocks of the matrix, one for each distance of blocks of positions
 
-Both are `recallzoo.mixers._convolution.causal_conv`, in the precision of the inputs with float32
-sums: B T^2 / 2 multiplications a channel on tensor cores, where a Fourier transform works in
-float32 and moves its intermediate results through memory several times. Neither pads, branches on
-values or scatters. `causal_conv` does not call them: from which length on they pay has not been
-measured on a GPU (`benchmarks/pretrain_speed.py --convolutions` does).
+Both are `recallzoo.mixers._convolution.causal_conv`, in the precision of matrix products with
+float32 sums: B T^2 / 2 multiplications a channel on tensor cores, where a Fourier transform works
+in float32 and moves its intermediate results through memory several times. Neither pads, branches
+on values or scatters. `benchmarks/pretrain_speed.py --convolutions` compares all forms.
 
 Letters   B batch, T time, D width, K filter taps, C channels, N blocks, R packed runs.
 """
@@ -17,18 +16,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from recallzoo.mixers._contract import product_dtype
 from recallzoo.mixers._groups import over_groups
 
 BLOCK = 128
 
 
+def conv_channels_by_tiles(
+    x: Float[Tensor, "D B T"], taps: Float[Tensor, "D K"]
+) -> Float[Tensor, "D B T"]:
+    """`causal_conv_channels` by a kernel: CUDA with Triton (and, for tests, its interpreter)."""
+    seq_len = x.shape[-1]
+    taps = F.pad(taps[..., :seq_len].float(), (0, max(0, seq_len - taps.shape[-1])))
+    return toeplitz(x.to(product_dtype(x)).contiguous(), taps).to(x.dtype)
+
+
 def conv_by_tiles(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
-    """`causal_conv` by a kernel: CUDA with Triton (and, for tests, its interpreter)."""
-    seq_len = x.shape[-2]
-    taps = F.pad(taps[..., :seq_len], (0, max(0, seq_len - taps.shape[-1])))
-    by_channel = x.movedim(-1, 0)
-    y = toeplitz(by_channel, taps.to(x.dtype))
-    return y.movedim(0, -1)
+    """`causal_conv` by the same kernel."""
+    return conv_channels_by_tiles(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
 def conv_in_blocks(
@@ -66,36 +71,41 @@ def _block_matrices(
 
 @torch.library.custom_op("recallzoo::toeplitz", mutates_args=())
 def toeplitz(x: Tensor, taps: Tensor) -> Tensor:
-    """y [C, B, T] from x [C, B, T] and taps [C, T] of one dtype, see `_kernels.toeplitz`."""
+    """y [C, B, T] from x [C, B, T], which sets the precision, and taps [C, T] in float32, see
+    `_kernels.toeplitz`."""
     from recallzoo.mixers._kernels import toeplitz as kernel
 
-    return kernel.forward(x.contiguous(), taps.contiguous())
+    return kernel.forward(x.contiguous(), taps.to(x.dtype).contiguous())
 
 
 @torch.library.custom_op("recallzoo::toeplitz_backward", mutates_args=())
 def _backward(x: Tensor, taps: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
     from recallzoo.mixers._kernels import toeplitz as kernel
 
-    d_x, d_taps = kernel.backward(x.contiguous(), taps.contiguous(), d_y.contiguous())
-    return d_x.contiguous(), d_taps
+    return kernel.backward(x.contiguous(), taps.to(x.dtype).contiguous(), d_y.contiguous())
 
 
 @toeplitz.register_fake
 def _(x: Tensor, taps: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _dense(x)
 
 
 @_backward.register_fake
 def _(x: Tensor, taps: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    dense = torch.contiguous_format
-    return torch.empty_like(x, memory_format=dense), torch.empty_like(taps, memory_format=dense)
+    return _dense(x), _dense(taps)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs)
 
 
-toeplitz.register_autograd(lambda ctx, d_y: _backward(*ctx.saved_tensors, d_y), setup_context=_save)
+toeplitz.register_autograd(
+    lambda ctx, d_y: _backward(*ctx.saved_tensors, d_y.contiguous()), setup_context=_save
+)
 
 
 for _operator in (toeplitz, _backward):

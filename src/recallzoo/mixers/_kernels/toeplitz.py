@@ -2,12 +2,12 @@
 
     y[c, n, t] = sum over s <= t of taps[c, t - s] x[c, n, s]
 
-A tile of the matrix is read from the 2 TILE - 1 taps that it is made of and multiplied by a tile of
-inputs on tensor cores, in float32 sums. So a convolution reads its input and writes its output
-once, and costs B T^2 / 2 multiplications a channel.
-
-The taps' gradient sums B T / TILE products of tiles for each distance of blocks, then along their
-diagonals; in one order, so that it is the same each time.
+Time is in blocks of TILE positions, and block i of y is the sum over m <= i of M_m times block
+i - m of x, where M_m holds the taps of lags around m TILE. A tile M_m is read from its 2 TILE - 1
+taps, which costs as much as a small product: so one program multiplies it with many columns, a
+column being one block of one sequence. The gradient of x takes the transposed tiles and blocks
+that come later; that of the taps sums products of blocks m apart, then along their diagonals, in
+one order, so that it is the same each time.
 
 Letters  C channels, B sequences, T time, N blocks of TILE positions.
 """
@@ -21,95 +21,148 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64
-MOST_SEQUENCES = 64
-"""Sequences that one program takes at most."""
+MANY_COLUMNS, FEW_COLUMNS = (256, 8), (64, 4)
+"""Columns of a program, blocks times sequences, and its warps: for long inputs, which use a tile of
+the matrix as often as they can, and for short ones, of FEW_BLOCKS blocks at most."""
+FEW_BLOCKS = 4
+WIDE = 4
+"""Neighbouring distances of a program of the taps' gradient: a block of d_y meets so many of x."""
+INNER = 32
+"""Columns that it sums over at a time."""
+TAPS_WARPS = 4
+TAPS_STAGES = 3
+TAPS_REGISTERS = 168
+"""Of a thread at most: three programs share a processor."""
+TOGETHER = 8
+"""Channels whose programs run together: x and d_y, which all of these read, stay in cache."""
 
 
 @triton.jit
-def _apply(x, taps, y, B, T, TILE: tl.constexpr, SEQUENCES: tl.constexpr):
-    channel = tl.program_id(0).to(tl.int64)
-    # The last blocks look back furthest: they start first.
-    block = tl.num_programs(1) - 1 - tl.program_id(1)
+def _apply(
+    x, taps, y, B, T, N, groups, parts,
+    TRANSPOSED: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    # The programs of a channel run together, as they read the same inputs. Those that have most to
+    # add up start first: they have the last blocks, or the first.
+    channel = (tl.program_id(0) // (groups * parts)).to(tl.int64)
+    within = tl.program_id(0) % (groups * parts)
+    group = within // parts
+    if not TRANSPOSED:
+        group = groups - 1 - group
     row = tl.arange(0, TILE)
-    n = tl.program_id(2) * SEQUENCES + tl.arange(0, SEQUENCES)
+    column = tl.arange(0, BLOCKS * SEQUENCES)
+    block = group * BLOCKS + column // SEQUENCES
+    n = within % parts * SEQUENCES + column % SEQUENCES
+    of_column = (channel * B + n) * T
     apart = row[:, None] - row[None, :]
-    total = tl.zeros([TILE, SEQUENCES], tl.float32)
-    for j in range(block + 1):
-        lag = (block - j) * TILE + apart
+    if TRANSPOSED:
+        apart = -apart
+        number = N - group * BLOCKS
+    else:
+        number = tl.minimum(group * BLOCKS + BLOCKS, N)
+    total = tl.zeros([TILE, BLOCKS * SEQUENCES], tl.float32)
+    for m in range(number):
+        lag = m * TILE + apart
         matrix = tl.load(taps + channel * T + lag, mask=(lag >= 0) & (lag < T), other=0.0)
-        s = j * TILE + row
-        inside = (s < T)[:, None] & (n < B)[None, :]
-        inputs = tl.load(x + (channel * B + n[None, :]) * T + s[:, None], mask=inside, other=0.0)
+        source = block + m if TRANSPOSED else block - m
+        s = source[None, :] * TILE + row[:, None]
+        inside = (s >= 0) & (s < T) & (n < B)[None, :]
+        inputs = tl.load(x + of_column[None, :] + s, mask=inside, other=0.0)
         total = tl.dot(matrix, inputs, total, input_precision="ieee")
-    t = block * TILE + row
-    inside = (t < T)[:, None] & (n < B)[None, :]
-    at = (channel * B + n[None, :]) * T + t[:, None]
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
+    t = block[None, :] * TILE + row[:, None]
+    inside = (t < T) & (n < B)[None, :]
+    tl.store(y + of_column[None, :] + t, total.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _products(x, d_y, products, B, T, N, TILE: tl.constexpr, SEQUENCES: tl.constexpr):
-    """products[c, m, r, q] = sum over n, i of d_y[c, n, i TILE + r] x[c, n, (i - m) TILE + q]"""
-    channel, m = tl.program_id(0).to(tl.int64), tl.program_id(1)
+def _gradient_of_taps(
+    x, d_y, sums, C, B, T, N, TOGETHER,
+    TILE: tl.constexpr, WIDE: tl.constexpr, SEQUENCES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of lag m TILE + q is sums[c, 0, m, q], of blocks of d_y and those of x that lie
+    m before, plus sums[c, 1, m, q], of those that lie m + 1 before. Sums are zeros at first."""
+    # A set of channels after another, and in it the programs that have most to add up first.
+    groups = tl.cdiv(N, WIDE)
+    first_channel = tl.program_id(0) // (TOGETHER * groups) * TOGETHER
+    within = tl.program_id(0) - first_channel * groups
+    together = tl.minimum(TOGETHER, C - first_channel)
+    channel = (first_channel + within % together).to(tl.int64)
+    nearest = within // together * WIDE
     row = tl.arange(0, TILE)
-    sequence = tl.arange(0, SEQUENCES)
-    total = tl.zeros([TILE, TILE], tl.float32)
-    for i in range(m, N):
-        t, s = i * TILE + row, (i - m) * TILE + row
-        for start in range(0, B, SEQUENCES):
-            n = start + sequence
-            inside = (t < T)[:, None] & (n < B)[None, :]
-            at = (channel * B + n[None, :]) * T + t[:, None]
-            left = tl.load(d_y + at, mask=inside, other=0.0)
-            inside = (n < B)[:, None] & (s < T)[None, :]
-            at = (channel * B + n[:, None]) * T + s[None, :]
-            right = tl.load(x + at, mask=inside, other=0.0)
-            total = tl.dot(left, right, total, input_precision="ieee")
-    at = ((channel * N + m) * TILE + row[:, None]) * TILE + row[None, :]
-    tl.store(products + at, total)
+    wide = tl.arange(0, WIDE * TILE)
+    column = tl.arange(0, BLOCKS * SEQUENCES)
+    # A block of d_y meets WIDE blocks of x, the last of which lies `nearest` before it.
+    behind = (nearest + WIDE - 1) * TILE
+    d_y += channel * B * T
+    x += channel * B * T - behind
+    product = tl.zeros([TILE, WIDE * TILE], tl.float32)
+    first_block, first_n = nearest, 0
+    # One loop, without branches: of two the inner one alone would load ahead.
+    for _ in range(tl.cdiv(N - nearest, BLOCKS) * tl.cdiv(B, SEQUENCES)):
+        n = first_n + column % SEQUENCES
+        start = (first_block + column // SEQUENCES) * TILE
+        at = n * T + start
+        inside = (start[None, :] + row[:, None] < T) & (n < B)[None, :]
+        left = tl.load(d_y + (at[None, :] + row[:, None]), mask=inside, other=0.0)
+        s = start[:, None] + wide[None, :] - behind
+        inside = (s >= 0) & (s < T) & (n < B)[:, None]
+        right = tl.load(x + (at[:, None] + wide[None, :]), mask=inside, other=0.0)
+        product = tl.dot(left, right, product, input_precision="ieee")
+        first_n += SEQUENCES
+        first_block = tl.where(first_n < B, first_block, first_block + BLOCKS)
+        first_n = tl.where(first_n < B, first_n, 0)
+    # Row r of a tile, read from column r backwards: column q of the result is diagonal q, its
+    # first q rows are of the diagonal that lies TILE above.
+    product = tl.reshape(product, [TILE, WIDE, TILE])
+    r, q = row[:, None, None], row[None, None, :]
+    backwards = tl.broadcast_to((r - q + TILE) % TILE, [TILE, WIDE, TILE])
+    diagonals = tl.gather(product, backwards, axis=2)
+    own = tl.sum(tl.where(r >= q, diagonals, 0.0), axis=0)
+    above = tl.sum(tl.where(r >= q, 0.0, diagonals), axis=0)
+    m = nearest + WIDE - 1 - tl.arange(0, WIDE)[:, None]
+    at = sums + (channel * 2 * N + m) * TILE + row[None, :]
+    tl.store(at, own, mask=m < N)
+    tl.store(at + (N - 1) * TILE, above, mask=(m >= 1) & (m < N))
 
 
-@triton.jit
-def _along_diagonals(products, d_taps, T, N, TILE: tl.constexpr):
-    """Lag m TILE + q: diagonal q of product m, and diagonal q - TILE of the one after it."""
-    channel, m = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    q = tl.arange(0, TILE)
-    here = (channel * N + m) * TILE * TILE
-    total = tl.zeros([TILE], tl.float32)
-    for r in range(TILE):
-        at = here + r * TILE + r - q
-        total += tl.load(products + at, mask=q <= r, other=0.0)
-        # One product further on, TILE columns to the right.
-        follows = (q > r) & (m + 1 < N)
-        total += tl.load(products + at + TILE * TILE + TILE, mask=follows, other=0.0)
-    lag = m * TILE + q
-    tl.store(d_taps + channel * T + lag, total, mask=lag < T)
-
-
-def forward(x: Tensor, taps: Tensor) -> Tensor:
-    """y [C, B, T] from x [C, B, T] and taps [C, T], contiguous and of one dtype."""
+def forward(x: Tensor, taps: Tensor, *, transposed: bool = False) -> Tensor:
+    """y [C, B, T] from x [C, B, T] and taps [C, T], contiguous and of one dtype; by the
+    transposed matrices if asked for."""
     C, B, T = x.shape
     y = torch.empty_like(x)
-    sequences = _sequences(B)
-    grid = (C, int(triton.cdiv(T, TILE)), int(triton.cdiv(B, sequences)))
-    _apply[grid](x, taps, y, B, T, TILE=TILE, SEQUENCES=sequences)
+    num_blocks = int(triton.cdiv(T, TILE))
+    most, num_warps = FEW_COLUMNS if num_blocks <= FEW_BLOCKS else MANY_COLUMNS
+    sequences, blocks = _columns(B, num_blocks, most)
+    groups, parts = int(triton.cdiv(num_blocks, blocks)), int(triton.cdiv(B, sequences))
+    _apply[(C * groups * parts,)](
+        x, taps, y, B, T, num_blocks, groups, parts, TRANSPOSED=transposed, TILE=TILE,
+        SEQUENCES=sequences, BLOCKS=blocks, num_warps=num_warps,
+    )  # fmt: skip
     return y
 
 
 def backward(x: Tensor, taps: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and taps."""
+    """Gradients of x, in its dtype, and of the taps, in float32."""
+    return forward(d_y, taps, transposed=True), _taps_backward(x, d_y)
+
+
+def _taps_backward(x: Tensor, d_y: Tensor) -> Tensor:
     C, B, T = x.shape
-    # The transposed matrix is the same one with time running backwards.
-    d_x = forward(d_y.flip(-1), taps).flip(-1)
     num_blocks = int(triton.cdiv(T, TILE))
-    products = torch.empty(C, num_blocks, TILE, TILE, device=x.device)
-    d_taps = torch.empty(C, T, device=x.device)
-    grid = (C, num_blocks)
-    _products[grid](x, d_y, products, B, T, num_blocks, TILE=TILE, SEQUENCES=_sequences(B))
-    _along_diagonals[grid](products, d_taps, T, num_blocks, TILE=TILE)
-    return d_x, d_taps.to(taps.dtype)
+    wide = min(WIDE, int(triton.next_power_of_2(num_blocks)))
+    sequences, blocks = _columns(B, num_blocks, INNER)
+    sums = torch.zeros(C, 2, num_blocks * TILE, device=x.device)
+    _gradient_of_taps[(C * int(triton.cdiv(num_blocks, wide)),)](
+        x, d_y, sums, C, B, T, num_blocks, TOGETHER, TILE=TILE, WIDE=wide, SEQUENCES=sequences,
+        BLOCKS=blocks, num_warps=TAPS_WARPS, num_stages=TAPS_STAGES,
+        maxnreg=TAPS_REGISTERS if x.element_size() == 2 and T % 16 == 0 else None,
+    )  # fmt: skip
+    return sums.sum(1)[:, :T].contiguous()
 
 
-def _sequences(number: int) -> int:
-    # Products on tensor cores are of 16 columns at least.
-    return max(16, min(MOST_SEQUENCES, int(triton.next_power_of_2(number))))
+def _columns(num_sequences: int, num_blocks: int, most: int) -> tuple[int, int]:
+    """Sequences and blocks of a program, powers of two: together `most` columns, or fewer where
+    there are no more, but the 16 that tensor cores want."""
+    sequences = min(most, int(triton.next_power_of_2(num_sequences)))
+    blocks = min(most // sequences, int(triton.next_power_of_2(num_blocks)))
+    return max(sequences, 16 // blocks), blocks
