@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import checkpoint
 
 from recallzoo.errors import RecallzooError, UserError
-from recallzoo.mixers import Context
+from recallzoo.mixers import Context, product_dtype
 from recallzoo.model import Block, LanguageModel, ModelConfig
 from recallzoo.random import seed_of
 from recallzoo.train._head_loss import head_loss, token_losses
@@ -146,7 +146,10 @@ class TrainingModel(nn.Module):
         """
         inputs, answers = tokens[:, :-1], tokens[:, 1:].reshape(-1)
         context = Context(tokens=inputs, dropout_key=dropout_key)
-        x = self.model.hidden(inputs, context=context).flatten(0, 1)
+        vectors = self.model.embedding.tokens(inputs)
+        # The residual stream is in the precision of products: half the memory traffic between them.
+        vectors = vectors.to(product_dtype(vectors))
+        x = self.model.mix(vectors, None, context).flatten(0, 1)
         weight = self.model.embedding.tokens.weight
         if self.model.head is not None:
             weight = self.model.head.weight
@@ -166,7 +169,7 @@ def compile_model(training: TrainingModel, what: str) -> None:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if what == "model":
         model = training.model
-        model.hidden = torch.compile(model.hidden, dynamic=False)  # pyright: ignore
+        model.mix = torch.compile(model.mix, dynamic=False)  # pyright: ignore
         return
     # Dynamo would cut the graph of a block wherever a bucket of DDP's gradients is full. A block's
     # gradients are ready together as it is, and uncut it is the graph of one process, found in the
@@ -178,7 +181,7 @@ def compile_model(training: TrainingModel, what: str) -> None:
 
 def undo_compiling(training: TrainingModel) -> None:
     """Back to plain PyTorch, for a compiler that fails."""
-    training.model.__dict__.pop("hidden", None)
+    training.model.__dict__.pop("mix", None)
     for block in training.model.blocks:
         block.__dict__.pop("forward", None)
 
@@ -187,7 +190,10 @@ def checkpoint_activations(training: TrainingModel) -> None:
     """Keep each block's input alone and compute the rest again when gradients need it."""
     for block in training.model.blocks:
         assert isinstance(block, Block)
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        # Dropout is a function of its key, so no generator's state need be kept.
+        block.forward = functools.partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.Module:

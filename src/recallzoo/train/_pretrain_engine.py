@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import UserError
 from recallzoo.model import LanguageModel
 from recallzoo.random import seed_of
 from recallzoo.train import _large_model as large
 from recallzoo.train._pretrain_options import PretrainOptions
 from recallzoo.train._pretrain_plan import Plan
+from recallzoo.train._replay import Replayed
 
 AUTO_MICRO_TOKENS = {"cuda": 1 << 15, "cpu": 1 << 13}
 """Tokens of a micro-batch where none is given."""
@@ -68,6 +70,10 @@ class Engine:
         rules = self.model.parameter_rules()
         self.module: nn.Module = large.spread(self._training, processes, options.parallel)
         self.optimizer = _adamw(self.model, rules, options, plan.learning_rate)
+        self._loss_sum = torch.zeros((), device=processes.device)
+        # Several processes' gradients are added up by hooks, which a captured pass would not call.
+        captures = processes.device.type == "cuda" and processes.world_size == 1
+        self._replayed = Replayed(self._micro_step, warn) if captures else None
 
     def gradients(self, step: int, tokens: Int[Tensor, "B T1"]) -> tuple[float, float]:
         """Compute and clip the gradient of the mean loss over the global batch. Returns the sum of
@@ -87,8 +93,14 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # A captured pass adds to the gradients that were there when it was captured.
+        self.optimizer.zero_grad(set_to_none=self._replayed is None)
         return self.plan.learning_rate * share
+
+    @property
+    def captured(self) -> bool:
+        """Whether micro-batches are replayed as a CUDA graph."""
+        return self._replayed is not None and self._replayed.works
 
     def autocast(self) -> torch.autocast:
         """The precision of matrix products."""
@@ -100,15 +112,6 @@ class Engine:
         while True:
             try:
                 return self._backward(step, tokens)
-            except torch.OutOfMemoryError as error:
-                if self.processes.world_size > 1 or self.micro_batch == 1:
-                    raise large.out_of_memory_advice(self.micro_batch) from error
-                before = self.micro_batch
-                self.micro_batch = max(size for size in range(1, before) if self._share % size == 0)
-                self._warn(
-                    f"out of memory with micro-batches of {before} contexts; going on with "
-                    f"{self.micro_batch}"
-                )
             except large.compile_errors() as error:
                 if self.compiled == "none":
                     raise
@@ -119,29 +122,46 @@ class Engine:
                 large.undo_compiling(self._training)
                 if self.options.checkpoint_activations:
                     large.checkpoint_activations(self._training)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.processes.world_size > 1 or self.micro_batch == 1:
+                    raise large.out_of_memory_advice(self.micro_batch) from error
+                before = self.micro_batch
+                self.micro_batch = max(size for size in range(1, before) if self._share % size == 0)
+                self._warn(
+                    f"out of memory with micro-batches of {before} contexts; going on with "
+                    f"{self.micro_batch}"
+                )
             self.optimizer.zero_grad(set_to_none=True)
+            if self._replayed is not None:
+                self._replayed.forget()
             if self.processes.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _backward(self, step: int, tokens: Tensor) -> Tensor:
-        # DDP and FSDP average gradients over processes, so each takes the mean over its share.
-        scale = 1.0 / (self._share * self.plan.context)
-        loss_sum = torch.zeros((), device=self.processes.device)
+        self._loss_sum.zero_()
         starts = range(0, self._share, self.micro_batch)
         first = self.processes.rank * self._share
         seeds = [seed_of(self.options.seed, "dropout", step, first + start) for start in starts]
         # All at once: each number brought to the device by itself would wait for its work so far.
         keys = torch.tensor(seeds, device=self.processes.device)
         large.set_hold(self.module, self._hold and len(starts) > 1)
+        run = self._replayed or self._micro_step
         for start, key in zip(starts, keys, strict=True):
             is_last = start + self.micro_batch >= self._share
             large.set_gradient_sync(self.module, is_last, hold=self._hold)
-            with self.autocast():
-                loss = self.module(tokens[start : start + self.micro_batch], key)
-            (loss * scale).backward()
-            loss_sum += loss.detach()
+            run(tokens[start : start + self.micro_batch], key)
         large.set_hold(self.module, False)
-        return loss_sum
+        return self._loss_sum
+
+    def _micro_step(self, tokens: Tensor, key: Tensor) -> None:
+        """Add the gradients and the loss of a micro-batch."""
+        with self.autocast():
+            loss = self.module(tokens, key)
+        # DDP and FSDP average gradients over processes, so each takes the mean over its share.
+        (loss / (self._share * self.plan.context)).backward()
+        self._loss_sum += loss.detach()
 
     def _compile(self) -> str:
         what = self.options.compile

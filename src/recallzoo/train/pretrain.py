@@ -312,6 +312,7 @@ class _Run:
             "parallel": self.options.parallel if self.processes.world_size > 1 else "one process",
             "micro_batch": self.engine.micro_batch,
             "compile": self.engine.compiled,
+            "cuda_graph": self.engine.captured,
             "checkpoint_activations": self.options.checkpoint_activations,
             "notes": self.progress.warnings,
             "provenance": environment(),

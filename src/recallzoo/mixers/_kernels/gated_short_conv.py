@@ -33,7 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 FORWARD = {"CHUNKS": 128, "num_warps": 4}
-BACKWARD = {"CHUNKS": 32, "STEPS": 8, "num_warps": 1}
+BACKWARD = {"CHUNKS": 64, "STEPS": 4, "num_warps": 1}
 """Each thread takes a chunk a step. Sums over the threads of a single warp need no barrier; they
 take about as many instructions as half a step, which several steps share."""
 

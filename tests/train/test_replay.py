@@ -1,0 +1,71 @@
+"""A captured micro-batch does what the function does. Needs a GPU."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recallzoo.train._replay import WARM_CALLS, Replayed
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def model_and_inputs() -> tuple[nn.Linear, list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(8, 8)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(8, 8, generator=generator))
+        model.bias.zero_()
+    inputs = [torch.randn(4, 8, generator=generator).cuda() for _ in range(WARM_CALLS + 4)]
+    return model.cuda(), inputs
+
+
+def test_gradients_add_up_as_without_capturing():
+    found = []
+    for captures in (False, True):
+        model, inputs = model_and_inputs()
+
+        def backward(x: Tensor, model: nn.Linear = model) -> None:
+            model(x).square().sum().backward()
+
+        warnings: list[str] = []
+        run = Replayed(backward, warnings.append) if captures else backward
+        for x in inputs:
+            run(x)
+        assert not warnings
+        found.append(model.weight.grad)
+    torch.testing.assert_close(*found)
+
+
+def test_what_was_captured_can_be_forgotten():
+    model, inputs = model_and_inputs()
+
+    def backward(x: Tensor) -> None:
+        model(x).square().sum().backward()
+
+    run = Replayed(backward, lambda _: None)
+    for x in inputs:
+        run(x)
+    whole = model.weight.grad
+    model.zero_grad(set_to_none=True)
+    run.forget()
+    for x in inputs:
+        run(x)
+    assert model.weight.grad is not whole
+    torch.testing.assert_close(model.weight.grad, whole)
+
+
+def test_what_waits_for_the_device_goes_on_uncaptured_and_is_told():
+    total = torch.zeros((), device="cuda")
+
+    def add(x: Tensor) -> None:
+        if float(x.sum()) == float(x.sum()):
+            total.add_(x.sum())
+
+    warnings: list[str] = []
+    run = Replayed(add, warnings.append)
+    for _ in range(WARM_CALLS + 3):
+        run(torch.ones(2, device="cuda"))
+    assert float(total) == 2 * (WARM_CALLS + 3)
+    assert not run.works
+    (warning,) = warnings
+    assert "one by one" in warning
