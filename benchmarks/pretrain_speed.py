@@ -39,8 +39,12 @@ import torch
 from torch import Tensor
 
 from recallzoo.files import write_json
-from recallzoo.mixers._convolution import causal_conv, conv_by_fft
-from recallzoo.mixers._long_convolution import conv_by_tiles, conv_in_blocks
+from recallzoo.mixers._convolution import (
+    causal_conv_channels,
+    conv_channels_by_fft,
+    conv_channels_by_toeplitz,
+)
+from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 from recallzoo.presets import preset
 from recallzoo.provenance import environment
 from recallzoo.train._flops import peak_flops
@@ -49,6 +53,8 @@ from recallzoo.train._pretrain_log import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNTIMED_STEPS = 5
+MAX_WRITTEN_OUT = 2048
+"""Longest context for which Toeplitz matrices are written out: 6 GB of them here."""
 NANOGPT = """
 import json, runpy, sys
 sys.argv[0] = "train.py"
@@ -184,23 +190,22 @@ def _run(
 
 def plain_fourier(x: Tensor, taps: Tensor) -> Tensor:
     """The formulation of HazyResearch/zoology at dbcb60d: float32, twice the length, time last."""
-    seq_len = x.shape[1]
-    u = x.transpose(1, 2).float()
+    seq_len = x.shape[-1]
+    u = x.float()
     u_f = torch.fft.rfft(u, n=2 * seq_len)
-    taps_f = torch.fft.rfft(taps.float(), n=2 * seq_len) / (2 * seq_len)
-    y = torch.fft.irfft(u_f * taps_f, n=2 * seq_len, norm="forward")[..., :seq_len]
-    return y.to(x.dtype).transpose(1, 2).contiguous()
+    taps_f = torch.fft.rfft(taps.float(), n=2 * seq_len)[:, None] / (2 * seq_len)
+    return torch.fft.irfft(u_f * taps_f, n=2 * seq_len, norm="forward")[..., :seq_len].to(x.dtype)
 
 
 def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
-    """Forward and backward of one long convolution: what mixers use, each form it may choose, and
-    a plain Fourier transform."""
+    """Forward and backward of one long convolution, channels first as within mixers: what these
+    use, each form that it may choose, and a plain Fourier transform."""
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
     dtype = torch.float32 if on_cpu else torch.bfloat16
     width, batch = args.d_model or 768, args.micro_batch
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, context, width, generator=generator).to(device, dtype)
+    x = torch.randn(width, batch, context, generator=generator).to(device, dtype)
     taps = torch.randn(width, context, generator=generator).to(device) / context**0.5
     x.requires_grad_()
     taps.requires_grad_()
@@ -209,27 +214,22 @@ def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
     outputs = {}
     functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "plain_fourier": plain_fourier,
-        "ours": causal_conv,
-        "fourier": conv_by_fft,
-        "blocks": conv_in_blocks,
+        "ours": causal_conv_channels,
+        "fourier": conv_channels_by_fft,
     }
     if not on_cpu:
-        functions["tiles"] = conv_by_tiles
+        functions["tiles"] = conv_channels_by_tiles
+    if context <= MAX_WRITTEN_OUT:
+        functions["toeplitz"] = conv_channels_by_toeplitz
     for name, function in functions.items():
-        seconds = []
 
         def once(function: Callable[[Tensor, Tensor], Tensor] = function) -> list[Tensor]:
             y = function(x, taps)
             return [y.detach(), *torch.autograd.grad(y, (x, taps), gradient)]
 
         outputs[name] = once()
-        for _ in range(args.steps):
-            began = time.perf_counter()
-            once()
-            if not on_cpu:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-        found[f"{name}_ms"] = 1000 * statistics.median(seconds[min(3, len(seconds) - 1) :])
+        seconds = timed(once, args.steps, on_cpu)
+        found[f"{name}_ms"] = 1000 * statistics.median(seconds)
     found["times_faster"] = found["plain_fourier_ms"] / found["ours_ms"]
     found["largest_relative_error"] = {
         name: max(
@@ -239,6 +239,29 @@ def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
         for name in functions
     }
     return found
+
+
+def timed(function: Callable[[], Any], repeats: int, on_cpu: bool) -> list[float]:
+    """Seconds of each call; on a GPU those of its kernels, replayed as a CUDA graph, as Python may
+    take longer to launch them than they run."""
+    run: Callable[[], Any] = function
+    if not on_cpu:
+        for _ in range(3):
+            function()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function()
+        run = graph.replay
+    seconds = []
+    for _ in range(repeats):
+        if not on_cpu:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        if not on_cpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
 def main() -> None:

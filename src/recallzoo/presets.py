@@ -13,7 +13,8 @@ Sources  Parameter counts: Arora et al. 2023, arXiv:2312.04927, Tables 1, 2 and 
          Based is HazyResearch/based at 32c1bd4 (train/configs/experiment/reference), safari is
          HazyResearch/safari (configs/experiment/pile), both of the paper's authors. Where only
          the depth is ours, it is the one that meets the count. The paper prints no exact count
-         at 70M: those are 6 to 9 layers of about 704.
+         at 70M: those are 6 to 9 layers of about 704. Linear maps start with standard deviation
+         0.02, as in both, Hyena's filter networks included, which learn at the model's rate.
          Optimisation: Based's reference (AdamW, peak 8e-4, cosine to a tenth, 1 % warm-up, weight
          decay 0.1, betas 0.9 and 0.95, clip 1.0, 256 contexts of 2,048 tokens a step).
 """
@@ -27,7 +28,15 @@ from recallzoo.mixers import MixerConfig, mixer
 from recallzoo.model import LanguageModel, ModelConfig, place
 
 GPT2_VOCAB_SIZE = 50_257
-HYENA = mixer("hyena", num_features=33, filter_width=64, sine_frequency=14.0)
+HYENA = mixer(
+    "hyena",
+    num_features=33,
+    filter_width=64,
+    sine_frequency=14.0,
+    filter_learning_rate=None,
+    position_learning_rate=None,
+    init="normal",
+)
 BASE_CONV = (
     mixer("base_conv", kernel_size=3, filter_skip=True, init="normal"),
     mixer("base_conv", kernel_size=-1, filter_skip=True, init="normal"),
