@@ -98,7 +98,7 @@ class Attention(Mixer):
             return self.out_proj(y)
         qkv = self.qkv(x)
         if _rotary_heads.is_fused(qkv, self.head_dim, self.rotary_dim):
-            q, k, v = _rotary_heads.turned_heads(qkv, self.num_heads)
+            q, k, v = _rotary_heads.turned_heads(qkv, self.num_heads, self.rotary_dim)
         else:
             q, k, v = map(self._heads, qkv.chunk(3, dim=-1))
             position = torch.arange(x.shape[1], device=x.device)
