@@ -54,6 +54,17 @@ class Context:
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     _sites: int = field(default=0, repr=False)
 
+    def copy(self) -> "Context":
+        """As it is now: what is computed with the copy draws the numbers that would come next
+        here, and adds its losses to the copy."""
+        return Context(self.tokens, self.dropout_key, dict(self.losses), self._sites)
+
+    def is_as(self, before: "Context") -> bool:
+        """Whether nothing was drawn and no loss added since `before` was copied."""
+        losses = zip(self.losses.values(), before.losses.values(), strict=False)
+        is_same = len(self.losses) == len(before.losses) and all(a is b for a, b in losses)
+        return is_same and self._sites == before._sites
+
     @property
     def training(self) -> bool:
         """Whether this is a step of training."""

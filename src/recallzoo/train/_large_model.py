@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -190,10 +191,21 @@ def checkpoint_activations(training: TrainingModel) -> None:
     """Keep each block's input alone and compute the rest again when gradients need it."""
     for block in training.model.blocks:
         assert isinstance(block, Block)
-        # Dropout is a function of its key, so no generator's state need be kept.
-        block.forward = functools.partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        block.forward = functools.partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Tensor], x: Tensor, context: Context) -> Tensor:
+    """A block's `forward`, computed again where gradients need it: with the random numbers of the
+    first time, which follow from the context's state before it."""
+    before = context.copy()
+
+    def run(x: Tensor, context: Context) -> Tensor:
+        # Not told apart by a flag that the first run sets: traced, this must change nothing.
+        return forward(x, context if context.is_as(before) else before.copy())
+
+    # The numbers are a function of a key, so no generator's state need be kept.
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    return checkpoint(run, x, context, **options)  # pyright: ignore[reportReturnType]
 
 
 def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.Module:
