@@ -1,5 +1,6 @@
 """Pretraining in one process: what is trained, going on after a kill, and what is refused."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -24,10 +25,12 @@ from recallzoo.train import _large_checkpoint
 from recallzoo.train import pretrain as pretraining
 from recallzoo.train._flops import flops_per_token
 from recallzoo.train._head_loss import head_loss, token_losses
+from recallzoo.train._large_checkpoint import Checkpoints
 from recallzoo.train._large_model import build_model, padded
 from recallzoo.train._pretrain_engine import Engine, learning_rate_share
 from recallzoo.train._pretrain_log import read_metrics
 from recallzoo.train._pretrain_plan import make_plan
+from recallzoo.train._pretrain_valid import Validation
 from recallzoo.train._token_order import TokenOrder
 from recallzoo.train.pretrain import pretrain
 
@@ -158,6 +161,31 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_is_told(
     assert losses(tmp_path) == pytest.approx(losses(whole), abs=2e-5)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_validation_takes_the_memory_that_a_captured_micro_batch_keeps(
+    kept, data, whole, tmp_path, monkeypatch
+):
+    look, held = Validation.look, [kept]
+
+    def short_of_memory(self: Validation, *arguments: Any) -> dict[str, Any]:
+        if held[0] or not kept:
+            raise torch.OutOfMemoryError("pretended")
+        return look(self, *arguments)
+
+    def release(_: Engine) -> bool:
+        was_held, held[0] = held[0], False
+        return was_held
+
+    monkeypatch.setattr(Validation, "look", short_of_memory)
+    monkeypatch.setattr(Engine, "release", release)
+    if kept:
+        assert pretrain(options(data, tmp_path))["status"] == "finished"
+        assert valid_losses(tmp_path) == valid_losses(whole)
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            pretrain(options(data, tmp_path))
+
+
 def test_models_see_equal_data_in_equal_order(data, tmp_path):
     plans = [
         make_plan(options(data, tmp_path, preset=name, d_model=64))
@@ -262,10 +290,19 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_last_good_one(data, tmp_pa
     assert _large_checkpoint.finished_steps(tmp_path / "checkpoints") == [2]
 
 
-def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(at_once, data, tmp_path, monkeypatch):
     def full(*_: Any) -> Any:
         raise OSError(28, os.strerror(28))
 
+    def save_and_wait(self: Checkpoints, step: int, state: dict[str, torch.Tensor]) -> None:
+        save(self, step, state)
+        assert self._saving is not None
+        concurrent.futures.wait([self._saving[1]])
+
+    save = Checkpoints.save
+    if at_once:
+        monkeypatch.setattr(Checkpoints, "save", save_and_wait)
     monkeypatch.setattr(_large_checkpoint.HuggingFaceStorageWriter, "write_data", full)
     with pytest.raises(StoreError, match="No space left"):
         pretrain(options(data, tmp_path, valid_every=0))

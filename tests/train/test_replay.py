@@ -47,7 +47,9 @@ def test_what_was_captured_can_be_forgotten():
         run(x)
     whole = model.weight.grad
     model.zero_grad(set_to_none=True)
-    run.forget()
+    assert run.has_captured
+    assert run.forget()
+    assert not run.forget()
     for x in inputs:
         run(x)
     assert model.weight.grad is not whole
@@ -63,9 +65,13 @@ def test_what_waits_for_the_device_goes_on_uncaptured_and_is_told():
 
     warnings: list[str] = []
     run = Replayed(add, warnings.append)
+    stream = torch.cuda.current_stream()
     for _ in range(WARM_CALLS + 3):
         run(torch.ones(2, device="cuda"))
     assert float(total) == 2 * (WARM_CALLS + 3)
     assert not run.works
+    assert not run.has_captured
+    assert torch.cuda.current_stream() == stream
     (warning,) = warnings
     assert "one by one" in warning
+    assert "previous error" not in warning  # what ending a broken capture says, not why

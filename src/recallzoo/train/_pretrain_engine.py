@@ -99,8 +99,17 @@ class Engine:
 
     @property
     def captured(self) -> bool:
-        """Whether micro-batches are replayed as a CUDA graph."""
-        return self._replayed is not None and self._replayed.works
+        """Whether micro-batches have been replayed as a CUDA graph, to the end."""
+        replayed = self._replayed
+        return replayed is not None and replayed.has_captured and replayed.works
+
+    def release(self) -> bool:
+        """Give back the memory that a captured micro-batch keeps between steps; it is captured
+        anew. False if there is none."""
+        if self._replayed is None or not self._replayed.forget():
+            return False
+        torch.cuda.empty_cache()
+        return True
 
     def autocast(self) -> torch.autocast:
         """The precision of matrix products."""

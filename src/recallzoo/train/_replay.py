@@ -5,6 +5,7 @@ first calls run as they are, which compiles what is compiled; then one is captur
 one replays it with its own inputs copied to where the captured one read them.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,8 @@ class Replayed:
     """`function`, which returns nothing and changes tensors that stay where they are: gradients
     that exist, sums. It may wait for nothing on the host, and must do the same each time.
 
-    What cannot be captured goes on without, and `warn` is told why.
+    What cannot be captured goes on without, and `warn` is told why. A captured pass keeps its
+    memory between calls, until `forget`.
     """
 
     def __init__(self, function: Callable[..., None], warn: Callable[[str], None]) -> None:
@@ -29,6 +31,8 @@ class Replayed:
         self._inputs: tuple[Tensor, ...] = ()
         self.works = True
         """Whether calls are captured, or will be."""
+        self.has_captured = False
+        """Whether one has been, forgotten or not."""
 
     def __call__(self, *inputs: Tensor) -> None:
         if self._graph is None and self.works and self._calls >= WARM_CALLS:
@@ -41,22 +45,39 @@ class Replayed:
             mine.copy_(given)
         self._graph.replay()
 
-    def forget(self) -> None:
-        """Capture anew after some more calls, as what it was captured with is gone."""
+    def forget(self) -> bool:
+        """Capture anew after some more calls, as what it was captured with is gone. Whether there
+        was anything to forget."""
+        was_captured = self._graph is not None
         self._graph, self._inputs, self._calls = None, (), 0
+        return was_captured
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         graph, copies = torch.cuda.CUDAGraph(), tuple(given.clone() for given in inputs)
+        reasons: list[str] = []
+        # Where a capture cannot even be ended, its context leaves its own stream the current one.
+        same_stream = torch.cuda.stream(torch.cuda.current_stream())
         try:
             # What other threads do meanwhile, as saving a checkpoint, is none of its business.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._function(*copies)
-        except RuntimeError as error:  # of CUDA, out of memory among them
-            self.works = False
-            self._warn(
-                f"a micro-batch cannot be captured as a CUDA graph, its kernels are launched one "
-                f"by one: {str(error).splitlines()[0]}"
-            )
-            torch.cuda.empty_cache()
+            with same_stream, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                try:
+                    self._function(*copies)
+                except RuntimeError as error:  # of CUDA, out of memory among them
+                    reasons.append(str(error))
+                    raise
+        except RuntimeError as error:
+            # Ending a broken capture raises once more, and says less.
+            reasons.append(str(error))
+        else:
+            self._graph, self._inputs, self.has_captured = graph, copies, True
             return
-        self._graph, self._inputs = graph, copies
+        self.works = False
+        reason, *_ = reasons[0].splitlines() or ["no reason given"]
+        self._warn(
+            f"a micro-batch cannot be captured as a CUDA graph, its kernels are launched one by "
+            f"one: {reason}"
+        )
+        # The error held what the broken pass had made. Up to PyTorch 2.12 the allocator may take a
+        # broken capture for one under way, and refuse.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()

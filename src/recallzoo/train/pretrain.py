@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
 from recallzoo.provenance import environment
@@ -130,9 +131,9 @@ class _Run:
                 if save or stop or step == plan.num_steps:
                     self._save(step)
                     saved = step
+                if stop or step == plan.num_steps:
+                    break  # a last save that fails is an error, however soon it does
                 self._poll_save()
-                if stop:
-                    break
             if saved < step:
                 self._save(step)
             self.checkpoints.finish()
@@ -187,14 +188,22 @@ class _Run:
         if self.validation is None:
             return
         self.engine.module.eval()
-        with self.engine.autocast():
-            found = self.validation.look(
-                self.engine.module, self.engine.micro_batch, self.processes
-            )
+        try:
+            found = self._look(self.validation)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and self.engine.release()):
+                raise
+            found = None
+        if found is None:  # beside what a captured micro-batch kept, memory did not suffice
+            found = self._look(self.validation)
         large.end_evaluation(self.engine.module)
         if self.processes.is_first:
             self.metrics.write(step, found)
         self.progress.validated(step, found)
+
+    def _look(self, validation: Validation) -> dict[str, Any]:
+        with self.engine.autocast():
+            return validation.look(self.engine.module, self.engine.micro_batch, self.processes)
 
     def _is_time_to_save(self, step: int) -> bool:
         if self.options.save_every is not None:
