@@ -19,7 +19,8 @@ from recallzoo.mixers._contract import HAS_TRITON
 from recallzoo.mixers._groups import over_groups
 
 MAX_TAPS = 4
-"""Taps up to which the kernel is used, which computes K^2 of the filter's products again."""
+"""Taps up to which the kernel is used: its threads hold the K - 1 positions on each side of their
+own, and a sum for each tap, in registers."""
 
 
 def gated_short_conv(

@@ -1,4 +1,4 @@
-"""Causal convolutions of a thousand positions and more as matrix products.
+"""Causal convolutions of more than a few dozen positions as matrix products.
 
     conv_by_tiles     a Triton kernel: tiles of the Toeplitz matrix are made where they are used
     conv_in_blocks    PyTorch: blocks of the matrix, one for each distance of blocks of positions
