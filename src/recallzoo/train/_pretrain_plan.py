@@ -14,7 +14,7 @@ from recallzoo.run import describe
 from recallzoo.text import Contexts, TokenData, open_data
 from recallzoo.train._pretrain_options import PretrainOptions
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 RUN_FILE = "pretrain.json"
 
 
