@@ -11,7 +11,8 @@ given once more. Models of --check are trained at every one of --learning-rates,
 
 OUT/sums has what the table needs of each run, so models may be trained on different days or
 machines: bring the sums together, and --table-only makes the table, with intervals by bootstrap
-over documents. Written to results/table1.json: a row a model, seed and cut.
+over documents. Written to results/table1.json: a row a model, seed and cut; and its charts beside
+it, of which OUT/metrics gives those over training.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import table_charts
 import text_models
 from text_models import CUT_RATES, REPOSITORY, interval
 
@@ -37,7 +39,6 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
     for (model, seed), one in kept.items():
         reference = text_models.of_seed(kept, args.reference, seed)
         gap, share = gap_by_slice(one.losses - reference.losses, one.num_tokens, 0)
-        mean, totals = one.mean(), one.num_tokens.sum(1)
         is_reference = model == args.reference
         for cut in one.about["cuts"]:
             row = text_models.row_at(one, cut)
@@ -51,25 +52,12 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
                     "share_of_gap": interval(share, hit),
                 }
             rows.append(row)
-        for i, (kind, label, low, high, cut) in enumerate(one.about["slices"]):
-            if totals[i] and kind != "domain":
-                slices.append(
-                    {
-                        "model": model,
-                        "seed": seed,
-                        "kind": kind,
-                        "slice": label,
-                        "low": low,
-                        "high": high,
-                        "cut": cut,
-                        "num_tokens": int(totals[i]),
-                        "loss_nats": float(mean[i]),
-                        "gap_nats": None if is_reference else interval(gap, i),
-                    }
-                )
+        compared = None if is_reference else gap
+        slices += text_models.slice_rows(one, compared)
     return {
         "command": text_models.command_of("table1.py", args),
         "reference": args.reference,
+        "models": args.models,
         "share_of_gap": "sum over AR hits of (loss - reference loss) / the same sum over all",
         "bootstrap": "95 % intervals, 1,000 resamples of test documents",
         "rows": rows,
@@ -110,7 +98,10 @@ def main(argv: list[str]) -> int:
         found = table(args)
         write_json(args.results, found)
         show(found)
-        print(f"\nwritten to {args.results}")
+        charts = table_charts.draw(
+            found, args.out / "metrics", args.results.parent, args.results.stem
+        )
+        print("\nwritten to", *[args.results, *charts])
     else:
         print(f"no table yet: {args.reference} is not finished")
     return code

@@ -16,7 +16,8 @@ which it shares data, order, tokens, options and, in one OUT, the runs that both
 1 is attention's loss, 0 BaseConv's; above 1 is better than attention. Intervals are by bootstrap
 over test documents, paired. base_conv_topk selects rows with a view of the whole sequence, so the
 future takes part in its loss: its rows say causal: false, and are no measure of a language model.
-Written to results/table2.json: a row a model, seed and cut, and what seeds do to each model.
+Written to results/table2.json: a row a model, seed and cut, and what seeds do to each model;
+and its charts beside it, of which OUT/metrics gives those over training.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import table_charts
 import text_models
 from text_models import CUT_RATES, REPOSITORY, Kept, interval, ratio
 
@@ -56,11 +58,13 @@ def closed(one: Kept, base: Kept, reference: Kept, cut: int) -> dict[str, Any]:
 def table(args: argparse.Namespace) -> dict[str, Any]:
     """Rows of all models whose sums are there."""
     kept = text_models.read_sums(args.out / "sums", [*args.models, args.reference, args.base])
-    rows = []
+    rows, slices = [], []
     for (model, seed), one in kept.items():
         reference = text_models.of_seed(kept, args.reference, seed)
         base = text_models.of_seed(kept, args.base, seed)
         gap, share = gap_by_slice(one.losses - reference.losses, one.num_tokens, 0)
+        compared = None if model == args.reference else gap
+        slices += text_models.slice_rows(one, compared, ("frequency_repeated", "frequency_new"))
         for cut in one.about["cuts"]:
             hit = one.slice_at("ar_hit", cut["max_count"])
             row = {
@@ -84,10 +88,12 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
         "command": text_models.command_of("table2.py", args),
         "reference": args.reference,
         "base": args.base,
+        "models": args.models,
         "formulas": FORMULAS,
         "bootstrap": "95 % intervals, 1,000 resamples of test documents",
         "rows": rows,
         "seeds": over_seeds(rows),
+        "slices": slices,
     }
 
 
@@ -156,7 +162,10 @@ def main(argv: list[str]) -> int:
         found = table(args)
         write_json(args.results, found)
         show(found)
-        print(f"\nwritten to {args.results}")
+        charts = table_charts.draw(
+            found, args.out / "metrics", args.results.parent, args.results.stem
+        )
+        print("\nwritten to", *[args.results, *charts])
     else:
         print(f"no table yet: {args.reference} and {args.base} are wanted first")
     return code

@@ -31,7 +31,7 @@ import torch
 
 from recallzoo.evaluate.audit import audit
 from recallzoo.evaluate.audit_options import AuditOptions
-from recallzoo.evaluate.gap import LEVEL, bootstrap_sums
+from recallzoo.evaluate.gap import LEVEL, Interval, bootstrap_sums
 from recallzoo.evaluate.slices import SliceSums, partitions
 from recallzoo.files import atomic_file, write_text
 from recallzoo.mixers import mixer_class
@@ -382,6 +382,30 @@ def row_at(kept: Kept, cut: dict[str, Any]) -> dict[str, Any]:
         "ppl_ar_hits": ppl(mean[hit]),
         "ppl_other": ppl(mean[other]),
     }
+
+
+def slice_rows(
+    kept: Kept, gap: Interval | None, kinds: tuple[str, ...] | None = None
+) -> list[dict[str, Any]]:
+    """Loss, and gap if there is one, of each slice that has tokens. All kinds but domains, if none
+    are given."""
+    mean, totals = kept.mean(), kept.num_tokens.sum(1)
+    return [
+        {
+            "model": kept.about["model"],
+            "seed": kept.about["seed"],
+            "kind": kind,
+            "slice": label,
+            "low": low,
+            "high": high,
+            "cut": cut,
+            "num_tokens": int(totals[i]),
+            "loss_nats": float(mean[i]),
+            "gap_nats": None if gap is None else interval(gap, i),
+        }
+        for i, (kind, label, low, high, cut) in enumerate(kept.about["slices"])
+        if totals[i] and (kind != "domain" if kinds is None else kind in kinds)
+    ]
 
 
 def ppl(loss: float) -> float | None:
