@@ -194,7 +194,9 @@ def test_a_mixers_own_dropout_acts_in_training_alone():
     dropping, plain = (
         train(tiny_run(own(name), **options))[0] for name in ("WithDropout", "PreviousToken")
     )
-    assert abs(losses(dropping)[0] - losses(plain)[0]) > TOLERANCE_NATS
+    # PyTorch's own dropout draws from the process's generator, so one step may come out near.
+    gaps = [abs(a - b) for a, b in zip(losses(dropping), losses(plain), strict=True)]
+    assert max(gaps) > TOLERANCE_NATS
     assert dropping.test_loss_nats == pytest.approx(plain.test_loss_nats, abs=TOLERANCE_NATS)
     valid = {line["valid_loss_nats"] for line in dropping.metrics}
     assert max(valid) - min(valid) < TOLERANCE_NATS
