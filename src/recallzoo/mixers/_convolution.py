@@ -37,8 +37,8 @@ FFT, 0.4 to 1 times as long at T = 64, 1.5 (small batches) to 0.3 (large ones, a
 128, and about 2 at 256. On CUDA products are fast and Fourier transforms are not."""
 TILES = range(65, 8193)
 """Lengths for which tiles are used. Forward and backward on an H100 take 0.28 of the time of
-Toeplitz matrices at T = 512, and of that of FFT 0.13 at 1,024, 0.25 at 2,048, 0.4 at 4,096 and 0.8
-at 8,192."""
+Toeplitz matrices at T = 512, and of that of FFT 0.13 at 1,024 and 0.24 at 2,048; 0.4 at 4,096 and
+0.8 at 8,192 if the taps' gradient, timed up to 2,048, grows with T."""
 
 
 def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:

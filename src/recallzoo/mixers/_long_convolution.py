@@ -6,7 +6,7 @@
 Both are `recallzoo.mixers._convolution.causal_conv`, in the precision of matrix products with
 float32 sums: B T^2 / 2 multiplications a channel on tensor cores, where a Fourier transform works
 in float32 and moves its intermediate results through memory several times. Neither pads, branches
-on values or scatters. `benchmarks/pretrain_speed.py --convolutions` compares all forms.
+on values or scatters. `benchmarks/pretrain_speed.py --convolutions` compares what is used on GPUs.
 
 Letters   B batch, T time, D width, K filter taps, C channels, N blocks, R packed runs.
 """

@@ -82,11 +82,11 @@ class Attention(Mixer):
     def _heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T K"]:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
 
-    def _project(
-        self, x: Float[Tensor, "B T D"]
+    def _apart(
+        self, qkv: Float[Tensor, "B T E"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
-        """q, k, v before rotation."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        """q, k, v before rotation, from the packed projection."""
+        q, k, v = qkv.chunk(3, dim=-1)
         return self._heads(q), self._heads(k), self._heads(v)
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
@@ -100,7 +100,7 @@ class Attention(Mixer):
         if _rotary_heads.is_fused(qkv, self.head_dim, self.rotary_dim):
             q, k, v = _rotary_heads.turned_heads(qkv, self.num_heads, self.rotary_dim)
         else:
-            q, k, v = map(self._heads, qkv.chunk(3, dim=-1))
+            q, k, v = self._apart(qkv)
             position = torch.arange(x.shape[1], device=x.device)
             q, k = rotate(q, position, self.rotary_dim), rotate(k, position, self.rotary_dim)
         y = attend(q, k, v, context, window=self.window, dropout=self.dropout)
@@ -127,7 +127,7 @@ class Attention(Mixer):
     ) -> tuple[Float[Tensor, "B D"], Cache]:
         past = cache["kv"]
         assert isinstance(past, Tensor)
-        q, k, v = self._project(x_t[:, None])
+        q, k, v = self._apart(self.qkv(x_t[:, None]))
         kv = torch.cat([past, torch.stack([k, v], dim=1)], dim=3)
         if self.window is not None:
             kv = kv[:, :, :, -self.window :]
