@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import table_charts
 import text_models
 from text_models import CUT_RATES, REPOSITORY, interval
 
@@ -98,6 +97,8 @@ def main(argv: list[str]) -> int:
         found = table(args)
         write_json(args.results, found)
         show(found)
+        import table_charts  # here, so that machines that do a --job need no charts
+
         charts = table_charts.draw(
             found, args.out / "metrics", args.results.parent, args.results.stem
         )

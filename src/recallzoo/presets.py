@@ -3,8 +3,10 @@
     recallzoo list models
     recallzoo pretrain attention-125m --data DATA --out runs/attention-125m
 
-A name is a mixer and the paper's scale (70m, 125m, 360m, 1.4b). Sizes count GPT-2's vocabulary; a
-run takes its vocabulary from its data, so that the same preset is smaller on a smaller one.
+A name is a mixer and the paper's scale (70m, 125m, 360m, 1.4b), or 30m, which is ours: attention
+small enough to ask whether it recalls more than larger models without it. Sizes count GPT-2's
+vocabulary; a run takes its vocabulary from its data, so that the same preset is smaller on a
+smaller one.
 Hybrids, base_conv_SPECIAL, have an input-dependent mixer in place of BaseConv's at 6 to 9 % of
 layers: 1 of 12, 2 of 24 or 3 of 48, evenly spaced.
 
@@ -257,6 +259,7 @@ def _hybrid(special: str, size: str) -> Preset:
 _SAFARI_360M = "twice safari's 355M depth at half its MLP, as safari does at 125M"
 _B50 = 50_000_000_000
 _ALL = [
+    Preset(name="attention-30m", model=_llama(6, 384, 6), widths="ours"),
     Preset(name="attention-70m", model=_llama(6, 704, 11), widths="ours"),
     Preset(name="attention-125m", model=_llama(12, 768, 12), widths="GPT-2 small's",
            paper_parameters=125),
