@@ -44,6 +44,7 @@ from recallzoo.mixers._convolution import (
     conv_channels_by_fft,
     conv_channels_by_toeplitz,
 )
+from recallzoo.mixers._fft_products import SIZES, conv_channels_by_fft_products
 from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 from recallzoo.presets import preset
 from recallzoo.provenance import environment
@@ -219,6 +220,8 @@ def convolution(args: argparse.Namespace, context: int) -> dict[str, Any]:
     }
     if not on_cpu:
         functions["tiles"] = conv_channels_by_tiles
+        if context <= max(SIZES):
+            functions["fft_products"] = conv_channels_by_fft_products
     if context <= MAX_WRITTEN_OUT:
         functions["toeplitz"] = conv_channels_by_toeplitz
     for name, function in functions.items():

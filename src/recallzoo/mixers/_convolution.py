@@ -2,13 +2,15 @@
 
     y[t, d] = sum over lags 0 <= k <= min(t, K-1) of filter[d, k] x[t - k, d]
 
-`causal_conv` is one function with four ways to compute it, picked by size and device:
+`causal_conv` is one function with five ways to compute it, picked by size and device:
 
     shifts     K products with shifted inputs, O(B T K D), for a few taps
     Toeplitz   a lower-triangular matrix per channel, [T, T], times its inputs: O(B T^2 D), but
                as matrix products, in the precision of matrix products (bfloat16 under autocast)
     tiles      the same products by a kernel that makes the matrix where it is used, on CUDA in 16
                bits (`_long_convolution`)
+    FFT products  O(B D T^(3/2)): a Fourier transform of length T made of matrix products, by a
+               kernel, likewise on CUDA in 16 bits (`_fft_products`)
     FFT        O(B D T log T), in float32; padded to T + K - 1 or more so that nothing wraps
 
 None of them scatters, branches on values or uses a convolution operator, which `vmap` over
@@ -16,6 +18,8 @@ packed runs maps badly.
 
 Letters   B batch, T time, D width, K filter taps.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +29,8 @@ from torch import Tensor, nn
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers._contract import HAS_TRITON, Cache, Context, Mixer, product_dtype
 from recallzoo.mixers._fft_conv import fft_conv
-from recallzoo.mixers._long_convolution import conv_by_tiles, conv_channels_by_tiles
+from recallzoo.mixers._fft_products import conv_channels_by_fft_products
+from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 from recallzoo.mixers._toeplitz_matrix import toeplitz_matrix
 
 MAX_SHIFTS = 4
@@ -35,10 +40,12 @@ MAX_TOEPLITZ = {"cpu": 128, "cuda": 1024}
 """Length up to which Toeplitz matrices are used. Forward and backward on a CPU core take, against
 FFT, 0.4 to 1 times as long at T = 64, 1.5 (small batches) to 0.3 (large ones, as in packs) at
 128, and about 2 at 256. On CUDA products are fast and Fourier transforms are not."""
-TILES = range(65, 8193)
+TILES = range(65, 4097)
 """Lengths for which tiles are used. Forward and backward on an H100 take 0.28 of the time of
-Toeplitz matrices at T = 512, and of that of FFT 0.13 at 1,024 and 0.24 at 2,048; 0.4 at 4,096 and
-0.8 at 8,192 if the taps' gradient, timed up to 2,048, grows with T."""
+Toeplitz matrices at T = 512, and of that of FFT 0.13 at 1,024, 0.24 at 2,048 and 0.6 at 4,096."""
+FFT_PRODUCTS = range(4097, 16_385)
+"""Lengths for which FFT products are used: their work grows with T^(3/2), that of tiles with T^2.
+`_fft_products.SIZES` has transforms for them. Where this begins is reckoned, not timed."""
 
 
 def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
@@ -48,16 +55,19 @@ def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[
     taps = taps[..., :seq_len]
     if taps.shape[-1] <= MAX_SHIFTS:
         return conv_by_shifts(x, taps)
-    if _has_tiles(x, seq_len):
-        return conv_by_tiles(x, taps)
+    return _of_channels(x, seq_len)(x.movedim(-1, 0), taps).movedim(0, -1)
+
+
+def _of_channels(x: Tensor, seq_len: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The way for more than a few taps, of inputs whose channels come first."""
+    if x.is_cuda and HAS_TRITON and product_dtype(x) in (torch.bfloat16, torch.float16):
+        if seq_len in TILES:
+            return conv_channels_by_tiles
+        if seq_len in FFT_PRODUCTS:
+            return conv_channels_by_fft_products
     if seq_len <= MAX_TOEPLITZ.get(x.device.type, 0):
-        return conv_by_toeplitz(x, taps)
-    return conv_by_fft(x, taps)
-
-
-def _has_tiles(x: Tensor, seq_len: int) -> bool:
-    in_16_bits = product_dtype(x) in (torch.bfloat16, torch.float16)
-    return x.is_cuda and HAS_TRITON and in_16_bits and seq_len in TILES
+        return conv_channels_by_toeplitz
+    return conv_channels_by_fft
 
 
 def conv_by_shifts(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
@@ -86,12 +96,9 @@ def causal_conv_channels(
     nothing is moved."""
     seq_len = x.shape[-1]
     taps = taps[..., :seq_len]
-    if taps.shape[-1] > MAX_SHIFTS:
-        if _has_tiles(x, seq_len):
-            return conv_channels_by_tiles(x, taps)
-        if seq_len <= MAX_TOEPLITZ.get(x.device.type, 0):
-            return conv_channels_by_toeplitz(x, taps)
-    return causal_conv(x.movedim(0, -1), taps).movedim(-1, 0)
+    if taps.shape[-1] <= MAX_SHIFTS:
+        return conv_by_shifts(x.movedim(0, -1), taps).movedim(-1, 0)
+    return _of_channels(x, seq_len)(x, taps)
 
 
 def conv_channels_by_toeplitz(
