@@ -1,4 +1,4 @@
-"""Causal convolution: the ways to compute it on any device, and what the convolutional mixers refuse."""
+"""Causal convolution: the ways to compute it, and what the convolutional mixers refuse."""
 
 import pytest
 import torch
