@@ -85,6 +85,22 @@ def test_fused_cross_entropy_equals_stored_logits(width):
         torch.testing.assert_close(value, exact)
 
 
+@pytest.mark.unchecked
+def test_logits_far_below_zero_have_a_gradient_where_blocks_reach_beyond_the_last_word():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from recallzoo.train._kernels import cross_entropy
+
+    _, head, answers = inputs()
+    hidden, head = torch.ones(RUNS, QUERIES, WIDTH), 0.1 * head - 5.0  # logits near -100
+    losses, normalizers, _ = cross_entropy.losses(hidden, head, answers, find_best=False)
+    d_hidden, d_head = cross_entropy.gradients(hidden, head, answers, normalizers)
+    # Losses are differences of numbers near 100.
+    for value, exact in zip(
+        (losses.mean(1), d_hidden, d_head), by_autograd(hidden, head, answers), strict=True
+    ):
+        torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_of_logits_become_their_gradient():
     pytest.importorskip("triton", reason="Triton is not installed")
     from recallzoo.train._kernels import softmax_rows

@@ -106,6 +106,9 @@ def _d_hidden(
         word = start + tl.arange(0, BLOCK_V)
         w = _block(head + run * V * D, word, col, V, D)
         p = tl.exp(tl.dot(h, tl.trans(w)) - normalizer[:, None])
+        if V % BLOCK_V != 0:
+            # Words beyond the last have vectors of zeros, but infinity times zero is not a number.
+            p = tl.where(word[None, :] < V, p, 0.0)
         gradient += tl.dot(p.to(h.dtype), w)
     inside = (row[:, None] < N) & (col[None, :] < D)
     gradient = (gradient / N).to(d_hidden.dtype.element_ty)
