@@ -115,6 +115,19 @@ def test_a_diverged_run_is_recorded_with_its_step_and_leaves_its_mates_alone(rat
         assert result.rows == alone.rows
 
 
+def test_a_run_that_its_last_step_spoils_has_diverged():
+    """No later step sees it; the loss of the step that would come next is the validation loss."""
+    rate = 1e30
+    steady, diverged = train(
+        *(tiny_run(learning_rate=r, num_epochs=1, warmup_fraction=0.0) for r in (3e-3, rate))
+    )
+    whole = tiny_run(learning_rate=rate, num_epochs=2, warmup_fraction=0.0)
+    assert [abs(loss) < float("inf") for loss in train_plainly(whole).losses] == [True, False]
+    assert (diverged.status, diverged.diverged_step, diverged.steps) == ("diverged", 1, 1)
+    assert diverged.valid_loss_nats is None
+    assert (steady.status, steady.diverged_step) == ("finished", None)
+
+
 def test_a_run_that_diverges_between_two_looks_keeps_its_first_bad_step():
     runs = [
         tiny_run(own("Exploding", limit=0.05), learning_rate=rate, num_epochs=12, evaluate_every=6)

@@ -163,12 +163,12 @@ class Pack:
 
     def _leave(self) -> Iterator[Result]:
         """Results of the runs that are done, which leave the pack."""
-        diverged = self._program.first_bad_step.tolist()
+        diverged = self._first_bad_steps()
         status: dict[int, Status] = {}
         solved_groups = set()
         for member in self._members:
             stop = self.budget.stop_accuracy
-            if diverged[member.row] >= 0:
+            if diverged[member.row] is not None:
                 status[member.row] = "diverged"
             elif stop is not None and member.metrics[-1]["valid_accuracy"] >= stop:
                 status[member.row] = "solved"
@@ -191,12 +191,23 @@ class Pack:
                     why,
                     float(test_losses[member.row]),
                     [c[member.row] for c in correct],
-                    diverged[member.row] if why == "diverged" else None,
+                    diverged[member.row],
                     seconds / len(self.runs),
                 )
         self._members = [member for member in self._members if member.row not in status]
         if self._members and self._shrinking_pays():
             self._shrink()
+
+    def _first_bad_steps(self) -> dict[int, int | None]:
+        """By row, the first step whose loss was not finite; None where all were. What the last
+        step spoilt, no later one sees: the validation loss is the loss of the step after it."""
+        found: dict[int, int | None] = {}
+        steps = self._program.first_bad_step.tolist()
+        for member in self._members:
+            step, last = steps[member.row], member.metrics[-1]
+            is_spoilt = self._epoch >= self.budget.num_epochs and last["valid_loss_nats"] is None
+            found[member.row] = step if step >= 0 else (last["step"] if is_spoilt else None)
+        return found
 
     def _shrinking_pays(self) -> bool:
         """Whether the time that the runs which are done would still take is worth compiling for
