@@ -1,5 +1,6 @@
 """Floating-point operations of training, and how much of a device they keep busy."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from recallzoo.train._large_model import TrainingModel, padded
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "GH200": 989e12,
     "B200": 2250e12,
@@ -73,4 +75,8 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for known, flops in PEAK_FLOPS.items() if known in name), None)
+    # Whole names: an L40 is no L4, and an RTX 3090 Ti, or a laptop's, no RTX 3090.
+    for known, flops in PEAK_FLOPS.items():
+        if re.search(rf"\b{known}\b(?! (Ti|D|Laptop)\b)", name):
+            return flops
+    return None
