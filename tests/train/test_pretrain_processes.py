@@ -1,5 +1,6 @@
 """Pretraining in several processes, and in one that is killed by the system."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     data = small_data(folder / "data")
     pretrain(options(data, folder / "one", export=False))
+    pretrain(options(data, folder / "one_few_valid", valid_contexts=1))
     pretrain(options(data, folder / "one_hyena", preset="hyena-70m", d_model=16))
     for parallel in ("ddp", "fsdp"):
         pretrain(options(data, folder / f"begun_{parallel}", stop_after_minutes=0))
@@ -54,6 +56,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_have_the_losses_of_one(parallel, runs):
     assert losses(runs / parallel) == pytest.approx(losses(runs / "one"), abs=TOLERANCE)
     assert valid_losses(runs / parallel) == pytest.approx(valid_losses(runs / "one"), abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_process_without_a_context_to_validate_on_helps_the_others(runs):
+    assert len(valid_losses(runs / "few_valid")) == 2
+    wanted = valid_losses(runs / "one_few_valid")
+    assert valid_losses(runs / "few_valid") == pytest.approx(wanted, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_summary_says_how_processes_shared_the_model_where_that_was_left_open(runs):
+    assert json.loads((runs / "few_valid" / "summary.json").read_text())["parallel"] == "ddp"
 
 
 @pytest.mark.slow

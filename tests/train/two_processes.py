@@ -1,5 +1,6 @@
-"""Started by torchrun in two processes: the same run as copies and as shares of the model, and one
-that a single process began. Arguments: data folder, folder for the runs."""
+"""Started by torchrun in two processes: the same run as copies and as shares of the model, one that
+a single process began, and one with less to validate on than processes. Arguments: data folder,
+folder for the runs."""
 
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def main() -> None:
         pretrain(options(data, runs / parallel, parallel=parallel, micro_batch=1))
         pretrain(options(data, runs / f"begun_{parallel}", parallel=parallel))
     pretrain(options(data, runs / "begun_here", parallel="fsdp", stop_after_minutes=0))
+    pretrain(options(data, runs / "few_valid", valid_contexts=1))
     hyena = options(data, runs / "hyena", preset="hyena-70m", d_model=16, parallel="fsdp")
     pretrain(hyena)
     dist.destroy_process_group()

@@ -208,11 +208,19 @@ def _checkpointed(forward: Callable[..., Tensor], x: Tensor, context: Context) -
     return checkpoint(run, x, context, **options)  # pyright: ignore[reportReturnType]
 
 
+def way_to_spread(processes: Processes, parallel: str) -> str:
+    """What --parallel comes to: ddp, fsdp or "one process"."""
+    if processes.world_size == 1:
+        return "one process"
+    return "ddp" if parallel == "auto" else parallel
+
+
 def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.Module:
     """The model on its device, as one of several copies (ddp) or shares (fsdp)."""
-    if processes.world_size == 1:
+    way = way_to_spread(processes, parallel)
+    if way == "one process":
         return training.to(processes.device)
-    if parallel == "fsdp":
+    if way == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

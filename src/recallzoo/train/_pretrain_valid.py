@@ -21,7 +21,9 @@ class Validation:
     """Contexts of the validation split with their labels: this process's part of them."""
 
     tokens: torch.Tensor
-    """[N, T + 1]."""
+    """[N, T + 1]; N may be 0 where there are more processes than contexts."""
+    filler: torch.Tensor
+    """[1, T + 1]: a context that fills up what a process has too few of, and counts nothing."""
     slices: dict[str, torch.Tensor]
     """Name -> [N, T], over the tokens that are predicted."""
     note: str | None
@@ -61,7 +63,7 @@ class Validation:
             hits = labels.hits(cut)[:, 1:]
             slices[f"ar_hit_{cut}"] = hits
             slices[f"other_{cut}"] = ~hits
-        return Validation(batch.tokens, slices, note)
+        return Validation(batch.tokens, contexts.batch(chosen[:1]).tokens, slices, note)
 
     @torch.no_grad()
     def look(self, module: nn.Module, micro_batch: int, processes: Processes) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Validation:
             tokens = self.tokens[rows]
             count = len(tokens)
             if count < micro_batch:  # filled up, so that a compiled model has one shape
-                filler = self.tokens[:1].expand(micro_batch - count, -1)
+                filler = self.filler.expand(micro_batch - count, -1)
                 tokens = torch.cat([tokens, filler])
             losses = module(tokens.to(processes.device), by_token=True)[:count].double().cpu()
             for place, name in enumerate(names):

@@ -119,7 +119,7 @@ class _Run:
             pin_memory=self.processes.device.type == "cuda",
         )
         self.progress.start(first, plan.num_steps)
-        step, saved, stop = first, first, False
+        step = first
         try:
             for tokens in batches.from_step(first, plan.num_steps):
                 began = time.perf_counter()
@@ -130,12 +130,9 @@ class _Run:
                     self._validate(step)
                 if save or stop or step == plan.num_steps:
                     self._save(step)
-                    saved = step
                 if stop or step == plan.num_steps:
                     break  # a last save that fails is an error, however soon it does
                 self._poll_save()
-            if saved < step:
-                self._save(step)
             self.checkpoints.finish()
         except KeyboardInterrupt:
             self._poll_save(wait=True)
@@ -318,7 +315,7 @@ class _Run:
             "train_seconds": sum(line["seconds"] for line in steps),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "processes": self.processes.world_size,
-            "parallel": self.options.parallel if self.processes.world_size > 1 else "one process",
+            "parallel": large.way_to_spread(self.processes, self.options.parallel),
             "micro_batch": self.engine.micro_batch,
             "compile": self.engine.compiled,
             "cuda_graph": self.engine.captured,
