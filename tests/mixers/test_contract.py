@@ -1,9 +1,10 @@
 """Every registered mixer keeps the mixer contract, under its defaults and its other settings."""
 
 import pytest
+import torch
 
 from recallzoo.contract import CHECKS, check_mixer
-from recallzoo.mixers import MixerConfig, mixer, registry
+from recallzoo.mixers import Cache, MixerConfig, mixer, registry
 
 SETTINGS: list[MixerConfig] = [
     mixer(name, **options)
@@ -33,6 +34,18 @@ def test_a_mixer_keeps_its_contract(config: MixerConfig):
 @pytest.mark.parametrize("config", SETTINGS, ids=str)
 def test_a_pack_of_a_mixer_compiles(config: MixerConfig):
     require(config, ("compiles",))
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=str)
+def test_a_cache_is_where_the_parameters_are(config: MixerConfig):
+    module = config.build(16, 17)
+    if module.has_step:
+        assert devices(module.to("meta").init_cache(2)) == {"meta"}
+
+
+def devices(cache: Cache) -> set[str]:
+    leaves = [value if isinstance(value, dict) else {"": value} for value in cache.values()]
+    return {t.device.type for leaf in leaves for t in leaf.values() if isinstance(t, torch.Tensor)}
 
 
 def test_the_settings_differ():

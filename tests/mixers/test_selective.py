@@ -394,3 +394,14 @@ def test_special_layers_stand_where_they_are_placed(where, layers):
 def test_impossible_places_are_refused(where, words):
     with pytest.raises(InvalidConfig, match=words):
         place(BASE, SPECIAL, 8, **where)
+
+
+@pytest.mark.parametrize("seq_len", [24, 600])
+def test_where_no_row_is_selected_the_output_is_zero_and_so_is_every_gradient(seq_len):
+    """Of zero, not missing: copies of a model in several processes wait for each gradient."""
+    module = build("repeated", seq_len).train()
+    x, _ = inputs(seq_len)
+    y = module(x, Context(tokens=torch.arange(seq_len).expand(2, -1)))
+    assert not y.any()
+    gradients = torch.autograd.grad(y.sum(), list(module.parameters()))
+    assert not any(gradient.any() for gradient in gradients)

@@ -37,18 +37,17 @@ class RowAttention(Attention):
             return super().forward(x, context)
         selection = self.selector(x, context)
         capacity = self._capacity(x, selection)
-        if capacity == 0:
-            return 0.0 * x
         if self._pays(x, capacity):
             return self.forward_rows(x, selection, capacity, context)
         return super().forward(x, context) * _factor(selection, x.dtype)[..., None]
 
     def _capacity(self, x: Tensor, selection: Selection) -> int:
-        """Rows to make room for: as many as are selected where that can be read back and the
-        sequence is long enough for it to matter, else as many as can be."""
+        """Rows to make room for: as many as are selected, at least one, where that can be read back
+        and the sequence is long enough for it to matter, else as many as can be."""
         is_long = x.shape[1] > PLAIN_MAX_SEQ_LEN
         if is_long and can_look(x) and not can_flex(x, self.head_dim):
-            return int(selection.rows.sum(1).max())
+            # Where none is selected, weights still have a gradient, of zero, as on other devices.
+            return max(1, int(selection.rows.sum(1).max()))
         return selection.capacity
 
     def _pays(self, x: Tensor, capacity: int) -> bool:

@@ -45,8 +45,8 @@ class Selector(nn.Module):
         """The rows of all positions."""
         raise NotImplementedError
 
-    def init_cache(self, batch_size: int) -> Cache:
-        """What `step` needs to know of the past."""
+    def init_cache(self, batch_size: int, device: torch.device) -> Cache:
+        """What `step` needs to know of the past, before the first token."""
         raise NotImplementedError
 
     def step(
@@ -68,15 +68,14 @@ class Repeated(Selector):
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Selection:
         return Selection(is_repeated(context.token_ids(self.name, 2)), capacity=x.shape[1])
 
-    def init_cache(self, batch_size: int) -> Cache:
-        return {"index": torch.zeros(batch_size, 0, dtype=torch.int64)}
+    def init_cache(self, batch_size: int, device: torch.device) -> Cache:
+        return {"index": torch.zeros(batch_size, 0, dtype=torch.int64, device=device)}
 
     def step(
         self, x_t: Float[Tensor, "B D"], cache: Cache, context: Context
     ) -> tuple[Bool[Tensor, "B"], None, Cache]:
         token, seen = context.token_ids(self.name, 1), cache["index"]
         assert isinstance(seen, Tensor)
-        seen = seen.to(x_t.device)
         is_selected = (seen == token[:, None]).any(1)
         return is_selected, None, {"index": torch.cat([seen, token[:, None]], dim=1)}
 
@@ -108,15 +107,15 @@ class Random(Selector):
     def _draw(self, prefix: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
         return ((mix64(prefix) >> 11) & (2**53 - 1)) < round(self.rate * 2**53)
 
-    def init_cache(self, batch_size: int) -> Cache:
-        return {"index": torch.zeros(batch_size, 2, dtype=torch.int64)}
+    def init_cache(self, batch_size: int, device: torch.device) -> Cache:
+        return {"index": torch.zeros(batch_size, 2, dtype=torch.int64, device=device)}
 
     def step(
         self, x_t: Float[Tensor, "B D"], cache: Cache, context: Context
     ) -> tuple[Bool[Tensor, "B"], None, Cache]:
         past = cache["index"]
         assert isinstance(past, Tensor)
-        prefix, position = past.to(x_t.device).unbind(1)
+        prefix, position = past.unbind(1)
         prefix = prefix + self._hash(context.token_ids(self.name, 1), position)
         return self._draw(prefix), None, {"index": torch.stack([prefix, position + 1], dim=1)}
 
@@ -214,8 +213,7 @@ class Threshold(_Gated):
             return torch.ones_like(logits, dtype=torch.bool)
         return logits > self.threshold
 
-    def init_cache(self, batch_size: int) -> Cache:
-        device = self.gate.weight.device
+    def init_cache(self, batch_size: int, device: torch.device) -> Cache:
         return {"index": torch.zeros(batch_size, 1, dtype=torch.int64, device=device)}
 
     def step(

@@ -164,7 +164,7 @@ class SelectiveAttention(RowAttention):
     def init_cache(self, batch_size: int) -> Cache:
         cache = super().init_cache(batch_size)
         if self.selector is not None:
-            cache["selector"] = self.selector.init_cache(batch_size)
+            cache["selector"] = self.selector.init_cache(batch_size, self.qkv.weight.device)
         return cache
 
     def step(
