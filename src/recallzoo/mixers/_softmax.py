@@ -22,42 +22,38 @@ MIN_BLOCK = 64
 
 
 def causal_mask(
-    num_queries: int, num_keys: int, window: int | None, device: torch.device
-) -> Bool[Tensor, "Q T"]:
-    """True where a query may look: its own position and, within `window`, earlier ones.
-
-    The queries are the last `num_queries` of `num_keys` positions.
-    """
-    query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
-    key = torch.arange(num_keys, device=device)[None, :]
+    query: Int[Tensor, "*Q 1"], seq_len: int, window: int | None
+) -> Bool[Tensor, "*Q T"]:
+    """True where queries at these positions may look: at their own and, within `window`, earlier
+    ones."""
+    key = torch.arange(seq_len, device=query.device)
     mask = key <= query
     return mask if window is None else mask & (key > query - window)
 
 
 def attend(
-    q: Float[Tensor, "B H Q K"],
+    q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B H T K"],
     v: Float[Tensor, "B H T K"],
     context: Context,
     *,
     window: int | None = None,
     dropout: float = 0.0,
-) -> Float[Tensor, "B H Q K"]:
+) -> Float[Tensor, "B H T K"]:
     """softmax(q k^T / sqrt(K)) v over the `window` latest positions (all if None)."""
-    num_queries, num_keys = q.shape[-2], k.shape[-2]
-    if window is not None and num_queries == num_keys:
+    seq_len = q.shape[-2]
+    if window is not None:
         block = max(window, MIN_BLOCK)
-        if num_keys > 2 * block:
+        if seq_len > 2 * block:
             return _attend_in_blocks(q, k, v, context, window, block, dropout)
     drops = dropout > 0.0 and context.dropout_key is not None
-    if num_keys > PLAIN_MAX_SEQ_LEN and not drops:
-        if window is None and num_queries == num_keys:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        mask = causal_mask(num_queries, num_keys, window, q.device)
+    is_fused = seq_len > PLAIN_MAX_SEQ_LEN and not drops
+    if is_fused and window is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    mask = causal_mask(torch.arange(seq_len, device=q.device)[:, None], seq_len, window)
+    if is_fused:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return _attend_plainly(
-        q, k, v, causal_mask(num_queries, num_keys, window, q.device), context, dropout
-    )
+    return _attend_plainly(q, k, v, mask, context, dropout)
 
 
 def attend_at(
@@ -71,11 +67,7 @@ def attend_at(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H Q K"]:
     """`attend` for queries that stand at `positions`, in any order. Holds the Q by T scores."""
-    query = positions[:, None, :, None]
-    key = torch.arange(k.shape[-2], device=k.device)
-    mask = key <= query
-    if window is not None:
-        mask = mask & (key > query - window)
+    mask = causal_mask(positions[:, None, :, None], k.shape[-2], window)
     return _attend_plainly(q, k, v, mask, context, dropout)
 
 
