@@ -30,10 +30,6 @@ class Stack:
     rules: dict[str, ParameterRule]
     num_parameters: int
 
-    @property
-    def num_runs(self) -> int:
-        return next(iter(self.parameters.values())).shape[0]
-
 
 def build_model(run: Run) -> LanguageModel:
     """The freshly initialised model of a run, on the CPU. Its weights follow from the run's

@@ -43,11 +43,13 @@ class TokenOrder:
         return found
 
     def _order(self, which: int) -> np.ndarray:
-        if which not in self._orders:
-            self._orders = {k: v for k, v in self._orders.items() if k == which - 1}
-            drawn = permutation(self.num_contexts, self.seed, "pretrain", which)
-            self._orders[which] = drawn.numpy()
-        return self._orders[which]
+        order = self._orders.get(which)
+        if order is None:
+            order = permutation(self.num_contexts, self.seed, "pretrain", which).numpy()
+            # Replaced as a whole: the thread that reads ahead is not the only one that asks.
+            before = {k: v for k, v in self._orders.items() if k == which - 1}
+            self._orders = {**before, which: order}
+        return order
 
 
 class Batches:
@@ -74,7 +76,6 @@ class Batches:
 
     def from_step(self, first: int, end: int) -> Iterator[Int[Tensor, "B T"]]:
         """The tokens of steps first .. end - 1. Errors of reading are raised where they are met."""
-        # The thread has one worker, so the order's cache is touched by one thread at a time.
         with ThreadPoolExecutor(1, "recallzoo-batches") as pool:
             ahead: list[Future[torch.Tensor]] = [
                 pool.submit(self.read, step) for step in range(first, min(end, first + READ_AHEAD))
