@@ -275,10 +275,11 @@ def training(table: Table, metrics: Path, stem: str) -> tuple[Figure | None, str
 
 
 def looks(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Training tokens and values of each look at the validation split in a file of metrics."""
+    """Training tokens and values of each look at the validation split in a file of metrics, of
+    which steps may have been left out."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    tokens = {line["step"]: line["tokens"] for line in lines if "tokens" in line}
-    return [(tokens[line["step"]], line) for line in lines if "valid_loss_nats" in line]
+    a_step = next((line["tokens"] // line["step"] for line in lines if "tokens" in line), 0)
+    return [(a_step * line["step"], line) for line in lines if "valid_loss_nats" in line]
 
 
 def closed(table: Table, stem: str) -> tuple[Figure | None, str]:

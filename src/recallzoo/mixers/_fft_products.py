@@ -14,7 +14,6 @@ tiles, and a position may take from later ones what rounding leaves of them.
 Letters   B batch, T time, D width, K filter taps, C channels, N1 and N2 rows and columns.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -112,15 +111,17 @@ def _spectrum(taps: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
 
 
 def _tables(rows: int, columns: int, device: torch.device) -> Tables:
+    key = rows, columns, device
+    if key in _kept:
+        return _kept[key]
+    tables = _make_tables(rows, columns, device)
     # Memory that a CUDA graph allocates while it is captured is the graph's.
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _make_tables(rows, columns, device)
-    return _kept_tables(rows, columns, device)
+    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        _kept[key] = tables
+    return tables
 
 
-@lru_cache(maxsize=16)
-def _kept_tables(rows: int, columns: int, device: torch.device) -> Tables:
-    return _make_tables(rows, columns, device)
+_kept: dict[tuple[int, int, torch.device], Tables] = {}
 
 
 def _make_tables(rows: int, columns: int, device: torch.device) -> Tables:
