@@ -1,26 +1,21 @@
 """Long convolutions as matrix products equal the Fourier transform, gradients included."""
 
 import importlib.util
-from functools import partial
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from recallzoo.mixers import _long_convolution
 from recallzoo.mixers._convolution import conv_by_fft
-from recallzoo.mixers._long_convolution import conv_by_tiles, conv_in_blocks
+from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 
-needs_triton = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton, or its interpreter, is missing"
 )
 
 
-CASES = [
-    pytest.param(partial(conv_in_blocks, block=16), id="blocks"),
-    pytest.param(conv_by_tiles, id="tiles", marks=needs_triton),
-]
+def conv_by_tiles(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    return conv_channels_by_tiles(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
 def draw(batch: int, seq_len: int, width: int, num_taps: int, seed: int = 0):
@@ -31,9 +26,9 @@ def draw(batch: int, seq_len: int, width: int, num_taps: int, seed: int = 0):
     return x, taps.requires_grad_(), d_y
 
 
-def assert_as_by_fft(form, batch: int, seq_len: int, width: int, num_taps: int, seed: int) -> None:
-    x, taps, d_y = draw(batch, seq_len, width, num_taps, seed)
-    got, wanted = form(x, taps), conv_by_fft(x, taps[:, :seq_len])
+def assert_as_by_fft(batch: int, seq_len: int, width: int, num_taps: int) -> None:
+    x, taps, d_y = draw(batch, seq_len, width, num_taps)
+    got, wanted = conv_by_tiles(x, taps), conv_by_fft(x, taps[:, :seq_len])
     # Sums of up to 200 terms of size 1 in float32, by two algorithms; the taps' gradient sums over
     # the batch as well.
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
@@ -45,49 +40,34 @@ def assert_as_by_fft(form, batch: int, seq_len: int, width: int, num_taps: int, 
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.integers(1, 4),
-    st.integers(1, 100),
-    st.integers(1, 5),
-    st.integers(1, 120),
-    st.integers(0, 9),
-)
-def test_blocks_equal_the_fourier_transform(batch, seq_len, width, num_taps, seed):
-    form = partial(conv_in_blocks, block=16)
-    assert_as_by_fft(form, batch, seq_len, width, num_taps, seed)
-
-
-@needs_triton
 @pytest.mark.parametrize(
     ("batch", "seq_len", "width", "num_taps"),
     [(1, 1, 1, 1), (2, 64, 2, 64), (3, 65, 2, 200), (17, 130, 1, 70), (2, 200, 3, 3)],
 )
 def test_tiles_equal_the_fourier_transform(batch, seq_len, width, num_taps):
-    assert_as_by_fft(conv_by_tiles, batch, seq_len, width, num_taps, 0)
+    assert_as_by_fft(batch, seq_len, width, num_taps)
 
 
-@pytest.mark.parametrize("form", CASES)
-def test_output_at_t_ignores_inputs_after_t(form):
+def test_output_at_t_ignores_inputs_after_t():
     x, taps, _ = draw(2, 150, 2, 150)
     changed = x.detach().clone()
     changed[:, 100:] += 1.0
-    torch.testing.assert_close(form(changed, taps)[:, :100], form(x, taps)[:, :100])
+    torch.testing.assert_close(
+        conv_by_tiles(changed, taps)[:, :100], conv_by_tiles(x, taps)[:, :100]
+    )
 
 
-@pytest.mark.parametrize("form", CASES)
-def test_low_precision_inputs_are_summed_in_float32(form):
+def test_low_precision_inputs_are_summed_in_float32():
     # float16, since Triton's interpreter does not multiply in bfloat16.
     x, taps, _ = draw(2, 150, 2, 150)
     low = x.detach().half()
-    got = form(low, taps)
+    got = conv_by_tiles(low, taps)
     assert got.dtype == torch.float16
     wanted = conv_by_fft(low.float(), taps.half().float())
-    # One rounding to float16, of 11 bits, at the end; blocks round each of their products too.
+    # One rounding to float16, of 11 bits, at the end.
     torch.testing.assert_close(got.float(), wanted, rtol=2**-10, atol=2**-9)
 
 
-@needs_triton
 def test_tiles_pack():
     """Runs with filters of their own, mapped over, equal one after another, gradients included."""
     runs = [draw(2, 70, 2, 70, seed) for seed in range(3)]
@@ -101,7 +81,6 @@ def test_tiles_pack():
             torch.testing.assert_close(one[i], other, rtol=0, atol=0)
 
 
-@needs_triton
 def test_the_operator_is_known_to_the_compiler():
     x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
     taps = torch.randn(2, 10, generator=torch.Generator().manual_seed(1), requires_grad=True)

@@ -1,14 +1,13 @@
-"""Causal convolutions of more than a few dozen positions as matrix products.
+"""Causal convolutions of more than a few dozen positions as matrix products on CUDA.
 
-    conv_by_tiles     a Triton kernel: tiles of the Toeplitz matrix are made where they are used
-    conv_in_blocks    PyTorch: blocks of the matrix, one for each distance of blocks of positions
-
-Both are `recallzoo.mixers._convolution.causal_conv`, in the precision of matrix products with
+A Triton kernel makes tiles of the Toeplitz matrix where they are used. It is
+`recallzoo.mixers._convolution.causal_conv_channels`, in the precision of matrix products with
 float32 sums: B T^2 / 2 multiplications a channel on tensor cores, where a Fourier transform works
-in float32 and moves its intermediate results through memory several times. Neither pads, branches
-on values or scatters. `benchmarks/pretrain_speed.py --convolutions` compares what is used on GPUs.
+in float32 and moves its intermediate results through memory several times. It neither pads,
+branches on values nor scatters. `benchmarks/pretrain_speed.py --convolutions` compares what is used
+on GPUs.
 
-Letters   B batch, T time, D width, K filter taps, C channels, N blocks, R packed runs.
+Letters   B batch, T time, D width, K filter taps, C channels, R packed runs.
 """
 
 import torch
@@ -19,8 +18,6 @@ from torch import Tensor
 from recallzoo.mixers._contract import product_dtype
 from recallzoo.mixers._groups import over_groups
 
-BLOCK = 128
-
 
 def conv_channels_by_tiles(
     x: Float[Tensor, "D B T"], taps: Float[Tensor, "D K"]
@@ -29,44 +26,6 @@ def conv_channels_by_tiles(
     seq_len = x.shape[-1]
     taps = F.pad(taps[..., :seq_len].float(), (0, max(0, seq_len - taps.shape[-1])))
     return toeplitz(x.to(product_dtype(x)).contiguous(), taps).to(x.dtype)
-
-
-def conv_by_tiles(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
-    """`causal_conv` by the same kernel."""
-    return conv_channels_by_tiles(x.movedim(-1, 0), taps).movedim(0, -1)
-
-
-def conv_in_blocks(
-    x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"], block: int = BLOCK
-) -> Float[Tensor, "B T D"]:
-    """`causal_conv` in PyTorch: y_i = sum over j <= i of M_(i-j) x_j over blocks of positions."""
-    B, seq_len, D = x.shape
-    taps = taps[..., :seq_len]
-    num_blocks = -(-seq_len // block)
-    padded = F.pad(x, (0, 0, 0, num_blocks * block - seq_len))
-    columns = padded.unflatten(1, (num_blocks, block)).permute(3, 2, 1, 0).reshape(D, block, -1)
-    matrices = _block_matrices(taps, num_blocks, block).to(x.dtype)
-    total = torch.zeros(D, block, num_blocks * B, dtype=torch.float32, device=x.device)
-    for distance in range(num_blocks):
-        inputs = columns[:, :, : (num_blocks - distance) * B]
-        part = torch.bmm(matrices[:, distance], inputs)
-        total = total + F.pad(part.float(), (distance * B, 0))
-    y = total.view(D, block, num_blocks, B).permute(3, 2, 1, 0).flatten(1, 2)
-    return y[:, :seq_len].to(x.dtype)
-
-
-def _block_matrices(
-    taps: Float[Tensor, "D K"], num_blocks: int, block: int
-) -> Float[Tensor, "D N b b"]:
-    """matrices[d, m, r, c] = taps[d, m block + r - c], zero outside of the filter."""
-    padded = F.pad(taps, (block, num_blocks * block - taps.shape[-1]))
-    # Window m holds taps m block - block .. m block + block - 1.
-    windows = padded.unfold(-1, 2 * block, block).flip(-1)
-    # As in `_convolution._toeplitz`: each row starts one further on, by reading rows of 2 block in
-    # rows of 2 block - 1.
-    rows = windows[..., None, :].expand(-1, -1, block, -1).flatten(-2)
-    shifted = rows[..., : block * (2 * block - 1)].unflatten(-1, (block, 2 * block - 1))
-    return shifted[..., block - 1 :]
 
 
 @torch.library.custom_op("recallzoo::toeplitz", mutates_args=())
