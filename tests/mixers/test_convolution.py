@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers import Context, mixer
+from recallzoo.mixers._contract import HAS_TRITON
 from recallzoo.mixers._convolution import (
     MAX_SHIFTS,
     MAX_TOEPLITZ,
@@ -15,7 +17,11 @@ from recallzoo.mixers._convolution import (
     conv_by_fft,
     conv_by_shifts,
     conv_by_toeplitz,
+    conv_channels_by_fft,
+    way_of_channels,
 )
+from recallzoo.mixers._fft_products import conv_channels_by_fft_products
+from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 
 WAYS = {"shifts": conv_by_shifts, "toeplitz": conv_by_toeplitz, "fft": conv_by_fft}
 
@@ -174,3 +180,20 @@ def test_h3_filters_with_the_discretized_state_space_model(discretization):
     wanted = torch.stack(outputs, dim=1) @ w["output.weight"].T + w["output.bias"]
     torch.testing.assert_close(module(x, Context()).double(), wanted, rtol=0, atol=2e-5)
     torch.testing.assert_close(module.scan(x, Context()).double(), wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is missing")
+@pytest.mark.parametrize(
+    ("seq_len", "num_taps", "way"),
+    [
+        (1024, 1024, conv_channels_by_tiles),
+        (4096, 4096, conv_channels_by_fft_products),
+        (16_384, 64, conv_channels_by_tiles),
+        (65_536, 64, conv_channels_by_tiles),
+        (65_536, 65_536, conv_channels_by_fft),
+    ],
+)
+def test_on_a_gpu_in_16_bits_the_way_depends_on_length_and_taps(seq_len, num_taps, way):
+    with FakeTensorMode():  # as nothing is computed, no GPU is needed
+        x = torch.empty(1, 1, seq_len, device="cuda", dtype=torch.bfloat16)
+        assert way_of_channels(x, seq_len, num_taps) is way

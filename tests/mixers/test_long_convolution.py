@@ -42,7 +42,16 @@ def assert_as_by_fft(batch: int, seq_len: int, width: int, num_taps: int) -> Non
 
 @pytest.mark.parametrize(
     ("batch", "seq_len", "width", "num_taps"),
-    [(1, 1, 1, 1), (2, 64, 2, 64), (3, 65, 2, 200), (17, 130, 1, 70), (2, 200, 3, 3)],
+    [
+        (1, 1, 1, 1),
+        (2, 64, 2, 64),
+        (3, 65, 2, 200),
+        (17, 130, 1, 70),
+        (2, 200, 3, 3),
+        (2, 300, 2, 64),
+        (1, 330, 2, 65),
+        (2, 300, 1, 129),
+    ],
 )
 def test_tiles_equal_the_fourier_transform(batch, seq_len, width, num_taps):
     assert_as_by_fft(batch, seq_len, width, num_taps)

@@ -40,12 +40,16 @@ MAX_TOEPLITZ = {"cpu": 128, "cuda": 1024}
 """Length up to which Toeplitz matrices are used. Forward and backward on a CPU core take, against
 FFT, 0.4 to 1 times as long at T = 64, 1.5 (small batches) to 0.3 (large ones, as in packs) at
 128, and about 2 at 256. On CUDA products are fast and Fourier transforms are not."""
-TILES = range(65, 4097)
-"""Lengths for which tiles are used. Forward and backward on an H100 take 0.28 of the time of
-Toeplitz matrices at T = 512, and of that of FFT 0.13 at 1,024, 0.24 at 2,048 and 0.6 at 4,096."""
-FFT_PRODUCTS = range(4097, 16_385)
+TILES = range(65, 3201)
+"""Lengths for which tiles are used. Forward and backward on an H100, 16 sequences of 768 channels,
+take 0.1 of the time of Toeplitz matrices at T = 1,024, and of that of FFT 0.21 there, 0.23 at
+2,048 and 0.35 at 4,096."""
+FFT_PRODUCTS = range(3201, 16_385)
 """Lengths for which FFT products are used: their work grows with T^(3/2), that of tiles with T^2.
-`_fft_products.SIZES` has transforms for them. Where this begins is reckoned, not timed."""
+At 4,096 they take 0.52 of the time of tiles, and for 2,048 positions the same transform would take
+1.5 times as long as tiles. Longer transforms of `_fft_products.SIZES` have not been timed."""
+MAX_TILED_TAPS = 1600
+"""Taps up to which tiles serve longer inputs too: the work a position is that at T = 3,200."""
 
 
 def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
@@ -55,13 +59,13 @@ def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[
     taps = taps[..., :seq_len]
     if taps.shape[-1] <= MAX_SHIFTS:
         return conv_by_shifts(x, taps)
-    return _of_channels(x, seq_len)(x.movedim(-1, 0), taps).movedim(0, -1)
+    return way_of_channels(x, seq_len, taps.shape[-1])(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
-def _of_channels(x: Tensor, seq_len: int) -> Callable[[Tensor, Tensor], Tensor]:
+def way_of_channels(x: Tensor, seq_len: int, num_taps: int) -> Callable[[Tensor, Tensor], Tensor]:
     """The way for more than a few taps, of inputs whose channels come first."""
     if x.is_cuda and HAS_TRITON and product_dtype(x) in (torch.bfloat16, torch.float16):
-        if seq_len in TILES:
+        if seq_len in TILES or (seq_len >= TILES.stop and num_taps <= MAX_TILED_TAPS):
             return conv_channels_by_tiles
         if seq_len in FFT_PRODUCTS:
             return conv_channels_by_fft_products
@@ -98,7 +102,7 @@ def causal_conv_channels(
     taps = taps[..., :seq_len]
     if taps.shape[-1] <= MAX_SHIFTS:
         return conv_by_shifts(x.movedim(0, -1), taps).movedim(-1, 0)
-    return _of_channels(x, seq_len)(x, taps)
+    return way_of_channels(x, seq_len, taps.shape[-1])(x, taps)
 
 
 def conv_channels_by_toeplitz(

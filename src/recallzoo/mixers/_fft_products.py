@@ -24,7 +24,7 @@ from torch import Tensor
 from recallzoo.mixers._contract import product_dtype
 from recallzoo.mixers._groups import over_groups
 
-SIZES = {4096: (64, 64), 8192: (128, 64), 16_384: (128, 128)}
+SIZES = {2048: (64, 32), 4096: (64, 64), 8192: (128, 64), 16_384: (128, 128)}
 """Rows and columns of transforms by their length. As a thread has few registers, rows come first:
 the stages that take most products are those of columns."""
 SMALLEST = 1e-30

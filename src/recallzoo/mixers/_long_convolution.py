@@ -11,7 +11,6 @@ Letters   B batch, T time, D width, K filter taps, C channels, R packed runs.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,13 +23,13 @@ def conv_channels_by_tiles(
 ) -> Float[Tensor, "D B T"]:
     """`causal_conv_channels` by a kernel: CUDA with Triton (and, for tests, its interpreter)."""
     seq_len = x.shape[-1]
-    taps = F.pad(taps[..., :seq_len].float(), (0, max(0, seq_len - taps.shape[-1])))
+    taps = taps[..., :seq_len].float().contiguous()
     return toeplitz(x.to(product_dtype(x)).contiguous(), taps).to(x.dtype)
 
 
 @torch.library.custom_op("recallzoo::toeplitz", mutates_args=())
 def toeplitz(x: Tensor, taps: Tensor) -> Tensor:
-    """y [C, B, T] from x [C, B, T], which sets the precision, and taps [C, T] in float32, see
+    """y [C, B, T] from x [C, B, T], which sets the precision, and taps [C, K] in float32, see
     `_kernels.toeplitz`."""
     from recallzoo.mixers._kernels import toeplitz as kernel
 

@@ -7,9 +7,9 @@ i - m of x, where M_m holds the taps of lags around m TILE. A tile M_m is read f
 taps, which costs as much as a small product: so one program multiplies it with many columns, a
 column being one block of one sequence. The gradient of x takes the transposed tiles and blocks
 that come later; that of the taps sums products of blocks m apart, then along their diagonals, in
-one order, so that it is the same each time.
+one order, so that it is the same each time. Distances beyond the taps are left out.
 
-Letters  C channels, B sequences, T time, N blocks of TILE positions.
+Letters  C channels, B sequences, T time, K taps, N blocks of TILE positions, M blocks of TILE taps.
 """
 
 # Launches take sizes as plain numbers, and options of the compiler.
@@ -39,7 +39,7 @@ TOGETHER = 8
 
 @triton.jit
 def _apply(
-    x, taps, y, B, T, N, groups, parts,
+    x, taps, y, B, T, K, N, groups, parts,
     TRANSPOSED: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     # The programs of a channel run together, as they read the same inputs. Those that have most to
@@ -60,10 +60,11 @@ def _apply(
         number = N - group * BLOCKS
     else:
         number = tl.minimum(group * BLOCKS + BLOCKS, N)
+    number = tl.minimum(number, (K + TILE - 2) // TILE + 1)
     total = tl.zeros([TILE, BLOCKS * SEQUENCES], tl.float32)
     for m in range(number):
         lag = m * TILE + apart
-        matrix = tl.load(taps + channel * T + lag, mask=(lag >= 0) & (lag < T), other=0.0)
+        matrix = tl.load(taps + channel * K + lag, mask=(lag >= 0) & (lag < K), other=0.0)
         source = block + m if TRANSPOSED else block - m
         s = source[None, :] * TILE + row[:, None]
         inside = (s >= 0) & (s < T) & (n < B)[None, :]
@@ -76,13 +77,13 @@ def _apply(
 
 @triton.jit
 def _gradient_of_taps(
-    x, d_y, sums, C, B, T, N, TOGETHER,
+    x, d_y, sums, C, B, T, N, M, TOGETHER,
     TILE: tl.constexpr, WIDE: tl.constexpr, SEQUENCES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of lag m TILE + q is sums[c, 0, m, q], of blocks of d_y and those of x that lie
     m before, plus sums[c, 1, m, q], of those that lie m + 1 before. Sums are zeros at first."""
     # A set of channels after another, and in it the programs that have most to add up first.
-    groups = tl.cdiv(N, WIDE)
+    groups = tl.cdiv(tl.minimum(M + 1, N), WIDE)
     first_channel = tl.program_id(0) // (TOGETHER * groups) * TOGETHER
     within = tl.program_id(0) - first_channel * groups
     together = tl.minimum(TOGETHER, C - first_channel)
@@ -120,13 +121,13 @@ def _gradient_of_taps(
     own = tl.sum(tl.where(r >= q, diagonals, 0.0), axis=0)
     above = tl.sum(tl.where(r >= q, 0.0, diagonals), axis=0)
     m = nearest + WIDE - 1 - tl.arange(0, WIDE)[:, None]
-    at = sums + (channel * 2 * N + m) * TILE + row[None, :]
-    tl.store(at, own, mask=m < N)
-    tl.store(at + (N - 1) * TILE, above, mask=(m >= 1) & (m < N))
+    at = sums + (channel * 2 * M + m) * TILE + row[None, :]
+    tl.store(at, own, mask=m < M)
+    tl.store(at + (M - 1) * TILE, above, mask=(m >= 1) & (m <= M) & (m < N))
 
 
 def forward(x: Tensor, taps: Tensor, *, transposed: bool = False) -> Tensor:
-    """y [C, B, T] from x [C, B, T] and taps [C, T], contiguous and of one dtype; by the
+    """y [C, B, T] from x [C, B, T] and taps [C, K], K <= T, contiguous and of one dtype; by the
     transposed matrices if asked for."""
     C, B, T = x.shape
     y = torch.empty_like(x)
@@ -135,29 +136,31 @@ def forward(x: Tensor, taps: Tensor, *, transposed: bool = False) -> Tensor:
     sequences, blocks = _columns(B, num_blocks, most)
     groups, parts = int(triton.cdiv(num_blocks, blocks)), int(triton.cdiv(B, sequences))
     _apply[(C * groups * parts,)](
-        x, taps, y, B, T, num_blocks, groups, parts, TRANSPOSED=transposed, TILE=TILE,
-        SEQUENCES=sequences, BLOCKS=blocks, num_warps=num_warps,
+        x, taps, y, B, T, taps.shape[1], num_blocks, groups, parts, TRANSPOSED=transposed,
+        TILE=TILE, SEQUENCES=sequences, BLOCKS=blocks, num_warps=num_warps,
     )  # fmt: skip
     return y
 
 
 def backward(x: Tensor, taps: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x, in its dtype, and of the taps, in float32."""
-    return forward(d_y, taps, transposed=True), _taps_backward(x, d_y)
+    return forward(d_y, taps, transposed=True), _taps_backward(x, d_y, taps.shape[1])
 
 
-def _taps_backward(x: Tensor, d_y: Tensor) -> Tensor:
+def _taps_backward(x: Tensor, d_y: Tensor, num_taps: int) -> Tensor:
     C, B, T = x.shape
     num_blocks = int(triton.cdiv(T, TILE))
-    wide = min(WIDE, int(triton.next_power_of_2(num_blocks)))
+    tap_blocks = int(triton.cdiv(num_taps, TILE))
+    distances = min(tap_blocks + 1, num_blocks)
+    wide = min(WIDE, int(triton.next_power_of_2(distances)))
     sequences, blocks = _columns(B, num_blocks, INNER)
-    sums = torch.zeros(C, 2, num_blocks * TILE, device=x.device)
-    _gradient_of_taps[(C * int(triton.cdiv(num_blocks, wide)),)](
-        x, d_y, sums, C, B, T, num_blocks, TOGETHER, TILE=TILE, WIDE=wide, SEQUENCES=sequences,
-        BLOCKS=blocks, num_warps=TAPS_WARPS, num_stages=TAPS_STAGES,
+    sums = torch.zeros(C, 2, tap_blocks * TILE, device=x.device)
+    _gradient_of_taps[(C * int(triton.cdiv(distances, wide)),)](
+        x, d_y, sums, C, B, T, num_blocks, tap_blocks, TOGETHER, TILE=TILE, WIDE=wide,
+        SEQUENCES=sequences, BLOCKS=blocks, num_warps=TAPS_WARPS, num_stages=TAPS_STAGES,
         maxnreg=TAPS_REGISTERS if x.element_size() == 2 and T % 16 == 0 else None,
     )  # fmt: skip
-    return sums.sum(1)[:, :T].contiguous()
+    return sums.sum(1)[:, :num_taps].contiguous()
 
 
 def _columns(num_sequences: int, num_blocks: int, most: int) -> tuple[int, int]:
