@@ -25,7 +25,6 @@ import text_models
 from text_models import CUT_RATES, REPOSITORY, interval
 
 from recallzoo.evaluate.gap import gap_by_slice
-from recallzoo.files import write_json
 
 MODELS = ("attention", "long_conv", "h3", "hyena", "rwkv", "base_conv")
 CHECK = ["attention", "hyena"]
@@ -94,15 +93,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results" / "table1.json")
     args, code = text_models.main(parser, argv)
     if list((args.out / "sums").glob(f"{args.reference}-lr*.npz")):
-        found = table(args)
-        write_json(args.results, found)
-        show(found)
-        import table_charts  # here, so that machines that do a --job need no charts
-
-        charts = table_charts.draw(
-            found, args.out / "metrics", args.results.parent, args.results.stem
-        )
-        print("\nwritten to", *[args.results, *charts])
+        text_models.publish(args, table(args), show)
     else:
         print(f"no table yet: {args.reference} is not finished")
     return code

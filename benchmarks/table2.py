@@ -30,7 +30,6 @@ import text_models
 from text_models import CUT_RATES, REPOSITORY, Kept, interval, ratio
 
 from recallzoo.evaluate.gap import gap_by_slice
-from recallzoo.files import write_json
 
 SPECIAL = ("random", "sliding", "repeated", "topk", "learned", "lookup", "shift", "attention")
 MODELS = ("base_conv", "attention", *(f"base_conv_{name}" for name in SPECIAL))
@@ -158,15 +157,7 @@ def main(argv: list[str]) -> int:
     args, code = text_models.main(parser, argv)
     there = [list((args.out / "sums").glob(f"{m}-lr*.npz")) for m in (args.reference, args.base)]
     if all(there):
-        found = table(args)
-        write_json(args.results, found)
-        show(found)
-        import table_charts  # here, so that machines that do a --job need no charts
-
-        charts = table_charts.draw(
-            found, args.out / "metrics", args.results.parent, args.results.stem
-        )
-        print("\nwritten to", *[args.results, *charts])
+        text_models.publish(args, table(args), show)
     else:
         print(f"no table yet: {args.reference} and {args.base} are wanted first")
     return code

@@ -21,6 +21,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from recallzoo.evaluate.audit import audit
 from recallzoo.evaluate.audit_options import AuditOptions
 from recallzoo.evaluate.gap import LEVEL, Interval, bootstrap_sums
 from recallzoo.evaluate.slices import SliceSums, partitions
-from recallzoo.files import atomic_file, write_text
+from recallzoo.files import atomic_file, write_json, write_text
 from recallzoo.mixers import mixer_class
 from recallzoo.presets import Preset, preset, registry
 from recallzoo.provenance import commit, environment
@@ -437,6 +438,19 @@ def ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float | None]:
         return named(value, math.nan, math.nan)
     edge = (1 - LEVEL) / 2
     return named(value, *np.quantile(values, [edge, 1 - edge]))
+
+
+def publish(
+    args: argparse.Namespace, found: dict[str, Any], show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Write a table, print it with `show`, and draw its charts beside it."""
+    import table_charts  # here, so that machines that do a --job need no charts
+
+    write_json(args.results, found)
+    show(found)
+    folder, stem = args.results.parent, args.results.stem
+    charts = table_charts.draw(found, args.out / "metrics", folder, stem)
+    print("\nwritten to", *[args.results, *charts])
 
 
 def command_of(script: str, args: argparse.Namespace) -> str:
