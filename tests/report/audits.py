@@ -81,7 +81,7 @@ def audit(
             "stride": 64,
             "bos": "none",
             "documents": "packed",
-            "num_tokens": 9_999,
+            "num_tokens": 9_999 if sliced else None,
             "cuts": [
                 {"rate": cut * 1e-8, "max_count": cut, "num_hits": 10, "share_of_tokens": 0.1}
                 for cut in (cuts if sliced else ())

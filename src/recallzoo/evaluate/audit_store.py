@@ -25,7 +25,7 @@ audit.json
     data         name, split, checksum, tokenizer_hash, num_documents, num_tokens (of the split as
                  audited), split_num_tokens, max_tokens (null: the whole split), domains
     context, stride, bos ("none" or "prepend"), documents ("packed" or "separate")
-    num_tokens   scored tokens of the sliced models
+    num_tokens   scored tokens of the sliced models; null where no model is sliced
     cuts         [{rate, max_count, num_hits, share_of_tokens}]: a token is an AR hit at a cut when
                  its pair repeats in context and occurs at most max_count times in `pair_counts`
     pair_counts  corpus, num_tokens, num_documents, vocab_size, tokenizer_hash, stand_in (true: not
