@@ -25,6 +25,8 @@ from recallzoo.text._checksums import digest_of, sha256_of
 from recallzoo.text.tokenizer import Encoder, load_encoder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRETRAINING_RUN = "pretrain.json"
+"""What the folder of a `recallzoo pretrain` run holds; its model is in `model/`."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.model",
               "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]  # fmt: skip
@@ -73,7 +75,8 @@ def split_name(given: str) -> tuple[str, str]:
 def find_model(given: str) -> ModelSource:
     """Find a model, its tokenizer and checksums.
 
-    given  a folder or hub name, or NAME=FOLDER to call it something else.
+    given  a folder (of a model, or of a finished `recallzoo pretrain` run) or hub name, or
+           NAME=FOLDER to call it something else.
 
     Raises UserError where there is none, it has no safetensors weights, no tokenizer, or a
     library is missing; StoreError for a damaged config.json.
@@ -223,6 +226,14 @@ def _folder_of(path: str) -> Path:
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
+    if (folder / PRETRAINING_RUN).is_file():
+        if (folder / "model" / "config.json").is_file():
+            return folder / "model"
+        raise UserError(
+            f"{path} is a pretraining run without a model (it is not finished, or --no-export left "
+            f"it out). Make one of its last checkpoint: recallzoo export {path} --out FOLDER "
+            f"--data DATA, and audit FOLDER."
+        )
     if folder.exists():
         raise UserError(
             f"{path} is no model: it has no config.json. A folder that save_pretrained wrote is "
@@ -255,9 +266,12 @@ def _tokenizer_of(folder: Path, path: str) -> tuple[Encoder, tuple[str, ...]]:
     try:
         from transformers import AutoTokenizer
 
+        import recallzoo.hub  # noqa: F401  else its exports count as models with code of their own
+
         # Some classes change a tokenizer while loading it; `prepare` may have been given a name.
         with quiet_transformers():
-            hashes.append(tokenizer_hash(AutoTokenizer.from_pretrained(folder)))
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            hashes.append(tokenizer_hash(loaded))
     except (OSError, ValueError, KeyError, TypeError, ImportError, RecallzooError):
         pass  # the file alone then says which tokenizer it is
     return encoder, tuple(dict.fromkeys(hashes))

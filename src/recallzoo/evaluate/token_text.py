@@ -41,7 +41,7 @@ class TokenText:
         try:
             from transformers import AutoTokenizer
 
-            loaded: Any = AutoTokenizer.from_pretrained(folder)
+            loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (ImportError, OSError, ValueError) as error:
             raise UserError(f"no tokenizer could be loaded from {folder}: {error}") from error
         return TokenText(getattr(loaded, "backend_tokenizer", None) or loaded)

@@ -148,7 +148,8 @@ def load_encoder(name: str) -> Encoder:
     try:
         from transformers import AutoTokenizer
 
-        loaded: Any = AutoTokenizer.from_pretrained(name)
+        # Unless told, transformers asks on the terminal whether to run what comes with it.
+        loaded: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except ImportError as error:
         raise UserError(
             f"tokenizer {name!r} is no tokenizer.json and no folder with one, and loading it by "

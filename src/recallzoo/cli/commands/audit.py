@@ -3,9 +3,10 @@
 usage: recallzoo audit MODEL [MODEL ...] --data DIR [--reference MODEL ...] [OPTIONS]
 
 A model is any Hugging Face causal language model with safetensors weights (a folder or a hub
-name) or a recallzoo checkpoint; NAME=FOLDER calls it NAME. DIR is what `recallzoo prepare` made
-with the models' tokenizer. Losses of every token are stored once: an interrupted command goes on
-where it stopped, and another model added later costs its own losses only.
+name), the --out of a finished `recallzoo pretrain`, or what `recallzoo export` made of one;
+NAME=FOLDER calls it NAME. DIR is what `recallzoo prepare` made with the models' tokenizer. Losses
+of every token are stored once: an interrupted command goes on where it stopped, and another model
+added later costs its own losses only.
 
 With --reference each model's gap to it is shared out: over AR hits and other tokens, by training
 frequency of the pair, distance, occurrence and domain. Models with different tokenizers can be
