@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import torch
 
+from recallzoo.devices import choose_device
 from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.executors._contract import Executor, Watcher
 from recallzoo.executors._record import recorded
 from recallzoo.executors.devices import runs_that_fit
 from recallzoo.executors.local import LocalExecutor
 from recallzoo.files import explain_os_error, read_json, write_json
+from recallzoo.preflight import check_runs
 from recallzoo.random import seed_of
 from recallzoo.run import Run
 from recallzoo.store import Result, Store
@@ -67,6 +69,13 @@ class SweepOptions:
             )
         if self.max_pack_size is not None and self.max_pack_size < 1:
             raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")
+        if self.executor == "local":
+            choose_device(self.device)
+        elif self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidConfig(
+                f"device {self.device!r} names one device of this machine; Ray chooses devices "
+                f"itself. Use --device auto, cpu or cuda."
+            )
 
 
 @dataclass
@@ -81,11 +90,11 @@ def sweep(
 ) -> list[Result]:
     """Train every run that `store` does not hold yet; return the results of all of them.
 
-    Raises InvalidConfig for an empty list or two identical runs, UserError if another process
-    is writing to the store.
+    Raises what `check_runs` does before anything trains, UserError if another process is writing
+    to the store.
     """
     options = options or SweepOptions()
-    refuse_duplicates(runs)
+    check_runs(runs)
     with (
         _executor(options) as executor,
         _exclusive(store.folder),
@@ -253,21 +262,6 @@ def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:
     name = f"{seed_of(*hashes):016x}"
     write_json(store.folder / "packs" / name / "pack.json", hashes)
     return name, members
-
-
-def refuse_duplicates(runs: list[Run]) -> None:
-    """Raise InvalidConfig for an empty list or two identical runs."""
-    if not runs:
-        raise InvalidConfig("the recipe returned no runs.")
-    seen: dict[str, int] = {}
-    for position, run in enumerate(runs):
-        if run.hash in seen:
-            raise InvalidConfig(
-                f"the recipe's runs {seen[run.hash]} and {position} (counted from 0) are identical "
-                f"({run.model_label}, seed {run.seed}, learning rate "
-                f"{run.optimizer.learning_rate:g}). Give them different seeds or drop one."
-            )
-        seen[run.hash] = position
 
 
 @contextmanager

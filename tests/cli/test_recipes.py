@@ -132,6 +132,16 @@ def test_two_identical_runs_are_refused_before_anything_is_trained(run_cli, tmp_
     require_mistake(dry, "identical")
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_model_that_cannot_be_built_is_refused_before_anything_is_written(
+    run_cli, tmp_path, dry_run
+):
+    sizes = ("--seq-lens", 16, "--num-pairs", 2, "--widths", 6, "--vocab-size", 64)
+    arguments = ("--models", "base_conv", "hash", *sizes, "--out", tmp_path / "o", *dry_run)
+    require_mistake(run_cli("run", "hybrids", *arguments), "num_heads=4 does not divide d_model=6")
+    assert not (tmp_path / "o").exists()
+
+
 def test_impossible_sizes_reach_the_user_as_one_message(run_cli):
     require_mistake(
         run_cli("run", "ladder", "--mixers", "attention", "--seq-lens", 16, "--num-pairs", 40),

@@ -5,6 +5,7 @@ from typing import Any
 from recallzoo.contract import check_mixer
 from recallzoo.errors import ContractViolation, UserError
 from recallzoo.mixers import MixerConfig, state_size
+from recallzoo.preflight import check_runs
 from recallzoo.run import Run, describe
 
 
@@ -24,6 +25,7 @@ def check(names: tuple[str, ...], runs: list[Run]) -> dict[str, dict[str, Any]]:
             raise ContractViolation(
                 f"{name} is refused: {'; '.join(map(str, report.failures))} Nothing was trained."
             )
+        check_runs([run for run in runs if config in run.model.mixers])  # at all of its sizes
         print(_state(config, d_model, seq_len), flush=True)
         short = name.rpartition(":")[2]
         reports[f"{short}-{(config.source_sha256 or '')[:12]}"] = {

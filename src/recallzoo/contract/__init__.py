@@ -26,7 +26,7 @@ from recallzoo.contract._report import Check, ContractReport, NotGiven, Violatio
 from recallzoo.contract._subject import Subject
 from recallzoo.mixers import MixerConfig
 
-__all__ = ["CHECKS", "Check", "ContractReport", "check_mixer"]
+__all__ = ["CHECKS", "Check", "ContractReport", "check_mixer", "describe_error"]
 
 _PREREQUISITES: dict[str, Callable[[Subject], str]] = {
     "constructs": constructs,

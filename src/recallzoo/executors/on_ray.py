@@ -300,11 +300,6 @@ def ray_executor(options: RayOptions) -> Iterator[RayExecutor]:
 
     Raises UserError without Ray, without an answer, or for a device that the cluster lacks.
     """
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise UserError(
-            f"device {options.device!r} names one device of this machine; Ray chooses devices "
-            f"itself. Use --device auto, cpu or cuda."
-        )
     cpus = options.most_devices if options.device == "cpu" else None
     with connected(options.address, cpus, ", or use --executor local on this machine") as ray:
         yield RayExecutor(ray, options)

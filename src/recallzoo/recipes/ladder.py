@@ -82,6 +82,10 @@ def ladder(
             else tuple(max(1, seq_len // 8) for seq_len in seq_lens)
         )
     seq_lens = chosen.seq_lens if seq_lens is None else seq_lens
+    widths = chosen.widths if widths is None else widths
+    learning_rates = chosen.learning_rates if learning_rates is None else learning_rates
+    num_epochs = chosen.num_epochs if num_epochs is None else num_epochs
+    num_examples = chosen.num_examples if num_examples is None else num_examples
     if len(seq_lens) != len(num_pairs):
         raise InvalidConfig(
             f"--seq-lens names {len(seq_lens)} lengths and --num-pairs {len(num_pairs)} numbers of "
@@ -91,19 +95,19 @@ def ladder(
         Run(
             data=Data.of(
                 task("mqar", seq_len=seq_len, num_pairs=pairs, vocab_size=chosen.vocab_size),
-                train=num_examples or chosen.num_examples,
+                train=num_examples,
                 valid=1_000,
                 test=2_000,
             ),
             model=ModelConfig(mixers=(mixer(name),), d_model=width, position="learned"),
             optimizer=Optimizer(learning_rate=learning_rate),
-            budget=Budget(num_epochs=num_epochs or chosen.num_epochs, batch_size=chosen.batch_size),
+            budget=Budget(num_epochs=num_epochs, batch_size=chosen.batch_size),
             seed=seed,
             precision=chosen.precision,
         )
         for name in mixers
         for seq_len, pairs in zip(seq_lens, num_pairs, strict=True)
-        for width in widths or chosen.widths
-        for learning_rate in learning_rates or chosen.learning_rates
+        for width in widths
+        for learning_rate in learning_rates
         for seed in seeds
     ]

@@ -222,9 +222,11 @@ def _train(
 ) -> "list[Result]":
     from recallzoo.cli._progress import SweepProgress
     from recallzoo.files import write_json
+    from recallzoo.preflight import check_runs
     from recallzoo.store import Store
     from recallzoo.sweep import sweep
 
+    check_runs(runs)
     store = Store(folder)
     for _ in store.results():
         pass  # a damaged run is reported before hours of training, not after
@@ -252,10 +254,11 @@ def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     import torch
 
     from recallzoo.devices import choose_device
+    from recallzoo.preflight import check_runs
     from recallzoo.store import Store
-    from recallzoo.sweep import packs_of, refuse_duplicates
+    from recallzoo.sweep import packs_of
 
-    refuse_duplicates(runs)
+    check_runs(runs)
     on_ray = options.executor == "ray"
     device = torch.device("cpu") if on_ray else choose_device(options.device)
     store = Store(folder, create=False) if folder.exists() else None
