@@ -60,5 +60,9 @@ def test_an_unknown_model_and_unequal_lists_are_refused():
         hybrids(("lookups",))
     with pytest.raises(InvalidConfig, match="names 2 lengths and --num-pairs 1"):
         hybrids(seq_lens=(64, 128), num_pairs=(4,))
+    with pytest.raises(InvalidConfig, match="--models attention has no special layer to place"):
+        placement(("lookup", "attention"))
+    with pytest.raises(InvalidConfig, match="--num-rows 65 or more is beyond every length"):
+        selection_size((128, 65), (32, 64), (2, 4))
     with pytest.raises(InvalidConfig, match="--num-special 9 must be between 1 and"):
         placement(num_special=(9,))

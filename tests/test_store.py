@@ -222,7 +222,7 @@ def test_a_run_that_is_not_there_is_named(tmp_path):
         ({"store_version": "1"}, StoreError, "names no store version"),
         ({}, StoreError, "names no store version"),
         ([1], StoreError, "names no store version"),
-        ("{", StoreError, "is not valid JSON"),
+        ("{", StoreError, r"Replace it by one that says {\"store_version\": 1}"),
     ],
 )
 def test_a_folder_of_another_version_or_without_one_is_refused(

@@ -46,10 +46,13 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file; a results folder is wanted.")
         if marker.exists():
-            content = read_json(marker)
+            try:
+                content = read_json(marker)
+            except StoreError as error:
+                raise self._unmarked(marker) from error
             version = content.get("store_version") if isinstance(content, dict) else None
             if not isinstance(version, int):
-                raise StoreError(f"{marker} names no store version; it was damaged.")
+                raise self._unmarked(marker)
             if version > STORE_VERSION:
                 raise UserError(
                     f"{self.folder} was written by a newer recallzoo (store version {version}, "
@@ -67,6 +70,15 @@ class Store:
             )
         else:
             write_json(marker, {"store_version": STORE_VERSION})
+
+    @staticmethod
+    def _unmarked(marker: Path) -> StoreError:
+        # Without the file the folder would be taken for something else, and be refused.
+        return StoreError(
+            f"{marker} names no store version: it is damaged. Replace it by one that says "
+            f'{{"store_version": {STORE_VERSION}}}, the version of this recallzoo. The runs beside '
+            f"it do not depend on it: do not delete them."
+        )
 
     def clear_leftovers(self) -> None:
         """Delete what killed processes left half written. For whoever holds the folder's lock:

@@ -138,6 +138,11 @@ def test_an_unknown_list_is_refused(run_cli):
 def test_impossible_ways_to_run_are_refused(run_cli, tmp_path, options, words):
     arguments = ("run", RECIPES / "tiny.py", "--out", tmp_path / "o", *options)
     require_mistake(run_cli(*arguments), words)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_report_of_no_format_is_refused(run_cli, tmp_path):
+    require_mistake(run_cli("report", tmp_path, "--formats"), "--formats", "html, svg, png")
 
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path):

@@ -110,7 +110,7 @@ def placement(
     last; several are tried spread evenly up to the last layer, and all at the end.
 
     Args:
-        models: Names of hybrids (see `recallzoo.recipes.frontier`).
+        models: Names of hybrids (see `recallzoo.recipes.frontier`) that have a special layer.
         seq_len: Length of the examples, in tokens.
         num_pairs: Key-value pairs in an example.
         width: Width of the model (d_model).
@@ -123,6 +123,12 @@ def placement(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
     """
+    for name in models:
+        if name in ALL and name not in SPECIAL:
+            raise InvalidConfig(
+                f"--models {name} has no special layer to place. Choose among "
+                f"{', '.join(SPECIAL)}; recallzoo run hybrids trains {name} beside them."
+            )
     data = _data(seq_len, num_pairs, vocab_size, num_examples)
     return [
         _run(
@@ -169,6 +175,11 @@ def selection_size(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
     """
+    if num_rows and seq_lens and min(num_rows) > max(seq_lens):
+        raise InvalidConfig(
+            f"--num-rows {min(num_rows)} or more is beyond every length (--seq-lens, at most "
+            f"{max(seq_lens)}), where a selection of all rows is attention. Give smaller ones."
+        )
     return [
         _run(
             _model("learned", rows, width, 2, (-1,)),

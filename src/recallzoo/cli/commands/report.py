@@ -8,11 +8,12 @@ examples:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import tyro
 
 from recallzoo.cli._options import parse
+from recallzoo.errors import UserError
 
 Format = Literal["html", "svg", "png"]
 
@@ -32,6 +33,11 @@ class ReportOptions:
 def main(argv: list[str]) -> int:
     """`recallzoo report`."""
     options = parse(ReportOptions, argv, "report", __doc__)
+    if not options.formats:
+        raise UserError(
+            f"--formats names nothing to write. Give some of {', '.join(get_args(Format))}, or "
+            f"leave it out for all."
+        )
     from recallzoo.evaluate.audit_store import SETTINGS
     from recallzoo.report import write_audit_report, write_report
     from recallzoo.store import Store
