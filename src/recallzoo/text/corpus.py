@@ -164,21 +164,29 @@ def _document(
     where = f"{file.name}, record {number + 1}"
     if not text or text.isspace():
         return Problem("empty", f"{where} has no text")
-    try:
-        num_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        return Problem(
-            "invalid_utf8", f"{where} holds half a surrogate pair, which is no character"
-        )
     given, fields = given or {}, fields or Fields()
     id_, domain, source = (given.get(name) for name in (fields.id, fields.domain, fields.source))
-    return Document(
+    document = Document(
         text=text,
         id=f"{file.name}:{number}" if id_ is None else str(id_),
         domain=file.domain if domain is None else str(domain),
         source="" if source is None else str(source),
-        num_bytes=num_bytes,
+        num_bytes=len(text.encode(errors="surrogatepass")),
     )
+    for name, value in (
+        ("text", text),
+        ("id", document.id),
+        ("domain", document.domain),
+        ("source", document.source),
+    ):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return Problem(
+                "invalid_utf8",
+                f"{where} holds half a surrogate pair in its {name}, which is no character",
+            )
+    return document
 
 
 def _read_json_lines(
@@ -194,7 +202,7 @@ def _read_json_lines(
         except UnicodeDecodeError as error:
             yield number, Problem("invalid_utf8", f"{where} is not UTF-8 ({error.reason})")
             continue
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also numbers of 5,000 digits
             yield number, Problem("invalid_json", f"{where} is not JSON ({error})")
             continue
         if not isinstance(record, dict):
@@ -207,12 +215,11 @@ def _read_json_lines(
 def _from_record(
     file: SourceFile, number: int, where: str, record: dict[str, Any], fields: Fields
 ) -> Document | Problem:
+    try:
+        record = {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items()}
+    except UnicodeDecodeError as error:
+        return Problem("invalid_utf8", f"{where} is not UTF-8 ({error.reason})")
     text = record.get(fields.text)
-    if isinstance(text, bytes):
-        try:
-            text = text.decode()
-        except UnicodeDecodeError as error:
-            return Problem("invalid_utf8", f"{where} is not UTF-8 ({error.reason})")
     if isinstance(text, str):
         return _document(file, number, text, record, fields)
     if fields.text not in record:
@@ -341,13 +348,28 @@ def _parquet_rows(path: Path, fields: Fields, skip: int) -> Iterator[dict[str, A
             columns = [name for name in _wanted(fields) if name in names]
             groups, before = _row_groups_from(file, skip)
             for batch in file.iter_batches(1024, row_groups=groups, columns=columns):
-                rows = batch.to_pylist()
+                rows = _undecoded(batch).to_pylist()
                 yield from rows[max(0, skip - before) :]
                 before += len(rows)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} cannot be read as Parquet: {error} Fetch it again.") from error
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror or error}.") from error
+
+
+def _undecoded(batch: Any) -> Any:
+    """A record batch with its strings as bytes: Parquet may hold some that are no UTF-8, which
+    are problems of their rows and not of the batch."""
+    import pyarrow
+
+    for place, field in enumerate(batch.schema):
+        column = batch.column(place)
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if str(column.type) in ("string", "large_string", "string_view"):
+            column = column.cast(pyarrow.large_binary())
+        batch = batch.set_column(place, field.name, column)
+    return batch
 
 
 def _row_groups_from(file: Any, skip: int) -> tuple[list[int], int]:
