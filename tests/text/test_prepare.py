@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +356,21 @@ def test_a_bad_record_stops_or_is_counted(tmp_path, kind, capsys):
     assert sum(data.split(name).num_documents for name in data.splits) == 300
 
 
+def test_records_that_are_left_out_take_no_memory(tmp_path):
+    given = options(tmp_path / "data", on_error="skip")
+    prepare(given, progress=False)  # imports its libraries
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.writelines('{"body": "no text in it"}\n' for _ in range(20_000))
+    tracemalloc.start()
+    try:
+        data = prepare(dataclasses.replace(given, out=tmp_path / "more"), progress=False)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert data.manifest["skipped"] == {"no_text": 20_000}
+    assert peak_bytes < 6.5e6  # 4.5 MB without them; 20,000 messages are 4 MB
+
+
 def test_ids_that_come_twice_stop_or_are_dropped(tmp_path):
     given = options(tmp_path / "data")
     corpora.json_lines(tmp_path / "corpus.jsonl", [*ROWS, {**ROWS[7], "text": "another"}])
@@ -462,29 +478,31 @@ def test_a_tokenizer_saved_again_by_transformers_keeps_its_hash(finished, tmp_pa
     assert tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path)) == data.tokenizer_hash
 
 
-@pytest.mark.parametrize("line_end", ["\n", " "])
-def test_long_documents_are_encoded_in_pieces_and_counted(
-    tmp_path, finished, monkeypatch, line_end, capsys
+@pytest.mark.parametrize("between", ["\n", " ", ".\r\n" + " " * 40, "\n" * 40])
+def test_long_documents_are_encoded_in_pieces_to_the_same_ids(
+    tmp_path, monkeypatch, between, capsys
 ):
-    long = {"text": line_end.join(row["text"] for row in ROWS[:50]), "id": "long"}
-    given = options(
-        tmp_path / "data",
-        vocab_size=None,
-        tokenizer=str(finished / "tokenizer"),
-        valid_fraction=0,
-        test_fraction=0,
-    )
-    corpora.json_lines(tmp_path / "corpus.jsonl", [long, *ROWS])
+    rows = [{"text": between.join(row["text"] for row in ROWS[:50]), "id": "long"}, *ROWS]
+    corpora.json_lines(tmp_path / "corpus.jsonl", rows)
+    given = options(tmp_path / "data", valid_fraction=0, test_fraction=0)
     whole = prepare(given, progress=False)
     assert whole.manifest["encoded_in_pieces"] == 0
-    monkeypatch.setattr(_parts, "_PIECE_CHARACTERS", 3000)
-    given = dataclasses.replace(given, out=tmp_path / "pieces")
-    pieces = prepare(given, progress=False)
-    assert pieces.manifest["encoded_in_pieces"] == 1
-    assert "encoded 1 documents" in capsys.readouterr().err
-    assert texts(pieces, "train") == texts(whole, "train")
-    if line_end == "\n":
+    for characters in (2999, 3000, 3007):
+        monkeypatch.setattr(_parts, "_PIECE_CHARACTERS", characters)
+        pieces = prepare(
+            dataclasses.replace(given, out=tmp_path / f"pieces-{characters}"), progress=False
+        )
+        assert pieces.manifest["encoded_in_pieces"] == 1
+        assert "encoded 1 documents" in capsys.readouterr().err
         assert pieces.split("train").checksum == whole.split("train").checksum
+
+
+def test_a_long_document_without_a_word_is_encoded_whole_all_the_same(tmp_path, monkeypatch):
+    row = {"text": "-" * 700 + "\n" * 700, "id": "long"}
+    corpora.json_lines(tmp_path / "corpus.jsonl", [row, *ROWS])
+    monkeypatch.setattr(_parts, "_PIECE_CHARACTERS", 300)
+    data = made(tmp_path / "data", valid_fraction=0, test_fraction=0)
+    assert texts(data, "train")["long"] == row["text"]
 
 
 def test_the_tokenizer_hash_follows_what_it_does_not_how_it_is_written(finished):

@@ -127,9 +127,17 @@ def sample_texts(reading: Reading, sample_bytes: int, progress: bool) -> list[st
 @dataclass
 class _Part:
     documents: list[tuple[str, Document]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Records left out, by kind. Counted, not kept: a corpus may have any number of them."""
+    examples: list[str] = field(default_factory=list)
     num_bytes: int = 0
     next: tuple[int, int] = (0, 0)
+
+    def leave_out(self, problem: Problem) -> None:
+        """Count a record that is no document."""
+        self.skipped[problem.kind] += 1
+        if problem.kind != "empty" and len(self.examples) < _EXAMPLES:
+            self.examples.append(problem.message)
 
 
 def write_parts(
@@ -179,7 +187,7 @@ def _collect(reading: Reading, at: tuple[int, int]) -> Iterator[_Part]:
     part = _Part(next=at)
     for part.next, split, record in reading.records(at):
         if isinstance(record, Problem):
-            part.problems.append(record)
+            part.leave_out(record)
         else:
             assert split is not None
             part.documents.append((split, record))
@@ -187,7 +195,7 @@ def _collect(reading: Reading, at: tuple[int, int]) -> Iterator[_Part]:
         if part.num_bytes >= PART_BYTES:
             yield part
             part = _Part(next=part.next)
-    if part.documents or part.problems:
+    if part.documents or part.skipped:
         yield part
 
 
@@ -211,8 +219,7 @@ def _write_part(
     import polars
 
     rows: list[dict[str, Any]] = []
-    skipped = Counter(problem.kind for problem in part.problems)
-    examples = [problem.message for problem in part.problems if problem.kind != "empty"]
+    skipped = Counter(part.skipped)
     in_pieces = 0
     with NpyWriter(folder / "tokens.npy", dtype) as tokens:
         for batch in _batches(part.documents, lambda document: document[1].num_bytes):
@@ -247,7 +254,7 @@ def _write_part(
             "num_documents": len(rows),
             "in_pieces": in_pieces,
             "skipped": dict(skipped),
-            "examples": examples[:_EXAMPLES],
+            "examples": part.examples,
         },
     )
 
@@ -263,10 +270,20 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[i
 
 
 def _pieces(text: str) -> list[str]:
-    """A long text cut after line ends, where byte-level tokenizers separate words anyway."""
+    """A long text cut between a letter or digit and the space or line end after it, where
+    byte-level tokenizers separate words anyway: how they share out several spaces, or take a line
+    end to what stands before it, depends on both sides."""
     pieces, start = [], 0
     while len(text) - start > _PIECE_CHARACTERS:
-        end = text.rfind("\n", start, start + _PIECE_CHARACTERS) + 1 or start + _PIECE_CHARACTERS
+        latest = start + _PIECE_CHARACTERS
+        end = next(
+            (
+                at
+                for at in range(latest, start, -1)
+                if text[at] in " \n\r\t" and text[at - 1].isalnum()
+            ),
+            latest,
+        )
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]]
