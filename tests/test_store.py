@@ -92,6 +92,15 @@ def test_a_result_is_read_as_it_was_written(
     assert list(Store(store.folder).results()) == [written]
 
 
+def test_a_folder_may_be_called_as_a_pattern_is(tmp_path):
+    for name in ("runs[1]", "runs*", "runs?"):
+        store = Store(tmp_path / name)
+        written = result(rows=[SliceRow(slice="distance", value=1, correct=2, total=3)])
+        store.write(written)
+        assert store.read(written.hash) == written
+        assert len(store.slices()) == 1
+
+
 def test_results_are_found_again_and_in_the_order_of_their_hashes(tmp_path):
     store = Store(tmp_path / "new" / "folder")
     assert (store.hashes(), list(store.results())) == ([], [])

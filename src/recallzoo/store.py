@@ -118,7 +118,7 @@ class Store:
         try:
             content = read_json(folder / "result.json")
             lines = (folder / "metrics.jsonl").read_text().splitlines()
-            rows = pl.read_parquet(folder / "rows.parquet")
+            rows = pl.read_parquet(folder / "rows.parquet", glob=False)
             return Result(
                 **content,
                 metrics=[json.loads(line) for line in lines],
@@ -163,7 +163,8 @@ class Store:
         frames = [pl.DataFrame(schema={"hash": pl.String, **ROWS_SCHEMA})]
         for run_hash in self.hashes():
             try:
-                rows = pl.read_parquet(self.folder / "runs" / run_hash / "rows.parquet")
+                path = self.folder / "runs" / run_hash / "rows.parquet"
+                rows = pl.read_parquet(path, glob=False)
                 frames.append(rows.select(pl.lit(run_hash).alias("hash"), *ROWS_SCHEMA))
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise self._damaged(run_hash, error) from error

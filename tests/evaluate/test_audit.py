@@ -210,6 +210,12 @@ def test_passages_show_text_labels_and_losses_of_real_tokens(compared, data):
             assert token["hit"] == (token["repeat"] and token["train_count"] <= content["cut"])
 
 
+def test_a_folder_may_be_called_as_a_pattern_is(here, compared, tmp_path):
+    found = run(here, tmp_path / "out[1]*", reference=(str(here / "b"),))
+    assert found.full_summary().equals(compared.full_summary())
+    assert found.passages() == compared.passages()
+
+
 def test_sliding_contexts_score_the_same_tokens_with_more_before_them(here, compared, tmp_path):
     sliding = run(here, tmp_path / "out", "a", stride=4)
     keys = ["document", "position", "token"]

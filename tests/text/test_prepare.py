@@ -162,6 +162,11 @@ def test_another_seed_gives_another_order_and_other_splits(finished, tmp_path):
     assert set(ids[0]) != set(ids[1])
 
 
+def test_a_folder_may_be_called_as_a_pattern_is(finished, tmp_path):
+    data = made(tmp_path / "[1]*" / "data[ab]")
+    assert texts(data, "test") == texts(open_data(finished), "test")
+
+
 def test_given_splits_stay_as_given(tmp_path):
     files = {
         name: str(corpora.json_lines(tmp_path / f"{name}.jsonl", corpora.documents(40, seed=i)))

@@ -148,7 +148,7 @@ def write_parquet(path: Path, columns: dict[str, Any], schema: dict[str, Any]) -
 def read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
     """Read a table of an audit; StoreError if it is missing, damaged or of other columns."""
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise StoreError(f"could not read {path}: {str(error).splitlines()[0]}. {_REMEDY}") from (
             error

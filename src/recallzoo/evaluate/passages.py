@@ -132,7 +132,7 @@ def _rows(
     folder: Path, pattern: str, schema: dict[str, Any], document: int, start: int
 ) -> dict[int, dict[str, Any]]:
     frame = (
-        pl.scan_parquet(folder / pattern, schema=schema)
+        pl.scan_parquet(sorted(folder.glob(pattern)), schema=schema, glob=False)
         .filter(
             (pl.col("document") == document)
             & (pl.col("position") >= start)

@@ -32,7 +32,7 @@ def read_part_documents(parts: Sequence[Path], *, drop_repeated_ids: bool) -> "p
 
     tables = []
     for number, part in enumerate(parts):
-        table = polars.read_parquet(part / "documents.parquet")
+        table = polars.read_parquet(part / "documents.parquet", glob=False)
         offset = polars.col("num_tokens").cum_sum() - polars.col("num_tokens")
         tables.append(table.with_columns(offset.alias("offset"), polars.lit(number).alias("part")))
     documents = polars.concat(tables) if tables else polars.DataFrame()

@@ -191,7 +191,7 @@ class Split:
         """id, domain, source, num_tokens, num_bytes of each document, in the split's order."""
         import polars
 
-        return polars.read_parquet(self.folder / "documents.parquet")
+        return polars.read_parquet(self.folder / "documents.parquet", glob=False)
 
     def document(self, index: int) -> Integer[np.ndarray, "T"]:
         """The tokens of one document, boundary token included."""
