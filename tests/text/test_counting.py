@@ -220,6 +220,16 @@ def test_a_flipped_bit_and_a_cut_table_are_refused(table_folder, name):
         PairCounts.open(table_folder)
 
 
+@pytest.mark.parametrize("name", ["pairs.npy", "counts.npy"])
+def test_an_array_of_another_shape_and_as_many_bytes_is_refused(table_folder, name):
+    path = table_folder / name
+    size = path.stat().st_size
+    np.save(path, np.load(path)[None])
+    assert path.stat().st_size == size
+    with pytest.raises(StoreError, match="arrays of another shape"):
+        PairCounts.open(table_folder)
+
+
 def test_an_edited_description_is_refused(table_folder):
     path = table_folder / "pair_counts.json"
     about = json.loads(path.read_text())

@@ -56,7 +56,7 @@ class PairCounts:
 
     @staticmethod
     def open(folder: str | Path, *, verify: bool = False) -> "PairCounts":
-        """Open a table. Sizes are checked always, checksums and order with `verify`.
+        """Open a table. Sizes are checked always, checksums and the sum with `verify`.
 
         Raises UserError if there is no table and StoreError if it is damaged.
         """
@@ -74,7 +74,8 @@ class PairCounts:
             )
         check_files(folder, about["files"].items(), verify=verify, remedy=_REMEDY)
         pairs, counts = (_load(folder / name) for name in FILES)
-        if pairs.dtype != np.uint64 or pairs.shape != counts.shape != (about["num_distinct"],):
+        wanted = (about["num_distinct"],)
+        if pairs.dtype != np.uint64 or pairs.shape != wanted or counts.shape != wanted:
             raise StoreError(f"{folder} holds arrays of another shape than it says. {_REMEDY}")
         table = PairCounts(
             pairs=pairs,
