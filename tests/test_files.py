@@ -125,6 +125,19 @@ def test_of_two_folders_of_one_name_the_first_is_kept(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_is_replaced_when_the_new_one_is_whole_and_not_before(tmp_path):
+    path = tmp_path / "abc"
+    path.mkdir()
+    (path / "old").write_text("1")
+    with pytest.raises(Broken), atomic_folder(path, replace=True) as temporary:
+        leave_half(temporary / "new")
+    assert [p.name for p in path.iterdir()] == ["old"]
+    with atomic_folder(path, replace=True) as temporary:
+        (temporary / "new").write_text("2")
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder])
 def test_a_place_that_is_no_folder_is_named(tmp_path, write):
     (tmp_path / "file").write_text("")

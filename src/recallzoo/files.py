@@ -86,10 +86,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; on success it becomes `path`, which must not exist.
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it becomes `path`.
 
-    If another process has put `path` there meanwhile, that one is kept and ours is dropped.
+    What is at `path` by then is kept and ours is dropped; with `replace` it is the other way
+    round, and what was there goes only when ours is whole.
     """
     temporary = _temporary(path)
     try:
@@ -99,12 +100,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync_file(file)
         _sync_folder(temporary)
+        before = _temporary(path)
+        if replace and path.exists():
+            path.rename(before)
         try:
             temporary.rename(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         _sync_folder(path.parent)
+        shutil.rmtree(before, ignore_errors=True)
     except Exception as error:
         explained = _explained(error, path)
         if explained is error:

@@ -292,6 +292,11 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**{**described, "mixers": mixers})
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder is what `export` writes, so that replacing it loses nothing else."""
+    return (folder / f"{REMOTE_MODULE}.py").is_file() and (folder / "config.json").is_file()
+
+
 def export(
     folder: Path,
     config: ModelConfig,
@@ -316,14 +321,14 @@ def export(
     missing, unexpected = model.model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise StoreError(f"the weights do not fit the model: {[*missing, *unexpected][:4]}.")
-    shutil.rmtree(folder, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, replace=True) as temporary:
         with _without_progress_bar():
             model.save_pretrained(temporary)
         (temporary / f"{REMOTE_MODULE}.py").write_text(REMOTE_CODE, encoding="utf-8")
         if tokenizer_folder is not None:
             for file in sorted(tokenizer_folder.iterdir()):
-                if file.is_file():
+                # The folder may be that of a model, whose weights are not those written here.
+                if file.is_file() and not (temporary / file.name).exists():
                     shutil.copyfile(file, temporary / file.name)
     return folder
 

@@ -110,8 +110,10 @@ class PretrainOptions:
                 math.isfinite(value) and (value >= low if inclusive else value > low)
             )
             if not good:
-                wanted = "at least" if inclusive else "above"
-                raise UserError(f"--{name.replace('_', '-')} {value} must be {wanted} {low}.")
+                wanted = f"{'at least' if inclusive else 'above'} {low}"
+                if value is not None and not math.isfinite(value):
+                    wanted = f"a finite number, {wanted}"
+                raise UserError(f"--{name.replace('_', '-')} {value} must be {wanted}.")
         for name in ("beta1", "beta2", "warmup"):
             if getattr(self, name) >= 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be below 1.")

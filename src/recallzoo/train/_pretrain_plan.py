@@ -1,14 +1,17 @@
 """A pretraining run decided upon: model, data, sizes, schedule, and the file that records them."""
 
+import fcntl
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recallzoo.errors import StoreError, UserError
-from recallzoo.files import read_json, write_json
+from recallzoo.files import explain_os_error, read_json, write_json
 from recallzoo.presets import Preset, preset
 from recallzoo.run import describe
 from recallzoo.text import Contexts, TokenData, open_data
@@ -16,6 +19,7 @@ from recallzoo.train._pretrain_options import PretrainOptions
 
 RUN_VERSION = 2
 RUN_FILE = "pretrain.json"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,12 @@ def open_run(folder: Path, plan: Plan) -> None:
         write_json(path, {"hash": plan.hash, **plan.config})
         return
     there = read_run(folder)
+    if there["run_version"] < RUN_VERSION:
+        raise UserError(
+            f"{folder} was begun by an older recallzoo, whose equal runs train differently (run "
+            f"version {there['run_version']}, this one makes {RUN_VERSION}). Go on with that "
+            f"recallzoo, or use another --out; its checkpoints can be exported by this one."
+        )
     differences = [
         f"{name} is {old!r} there and {new!r} here"
         for name, old, new in _compared(there, json.loads(json.dumps(plan.config)))
@@ -142,6 +152,29 @@ def open_run(folder: Path, plan: Plan) -> None:
             f"{folder} holds another run{what}: {'; '.join(differences[:4])}. Give another --out, "
             f"or the options of that run."
         )
+
+
+@contextmanager
+def alone(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Hold a run's folder against a second process that trains it, which would mix its lines and
+    checkpoints with ours. The system lets go however this process ends. UserError if it is held;
+    a file system without locks is warned of."""
+    path = folder / LOCK_FILE
+    try:
+        lock = path.open("w")
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is training in {folder} right now. Wait for it, or use another "
+                f"--out."
+            ) from error
+        except OSError as error:
+            warn(f"{folder} cannot be locked ({error.strerror}): start no second process there")
+        yield
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from recallzoo.errors import UserError
-from recallzoo.hub import export, model_config
+from recallzoo.hub import export, is_export, model_config
 from recallzoo.model import LanguageModel
 from recallzoo.text import open_data
 from recallzoo.train._large_checkpoint import check, finished_steps, load_tensors
@@ -24,11 +24,16 @@ def export_run(
     """Export a checkpoint, the last one unless `step` names another; returns its step.
 
     The tokenizer is that of `data`, or of the run's own OUT/model. Raises UserError if there is no
-    such checkpoint, no tokenizer, one that is not the run's, or something at `out`.
+    such checkpoint, no tokenizer, one that is not the run's, or something at `out`: a model there
+    is replaced with `overwrite`, anything else never.
     """
     config = read_run(run)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists. Give another --out, or --overwrite to replace it.")
+    if out.exists() and not is_export(out):
+        raise UserError(
+            f"{out} is no exported model, so --overwrite leaves it alone. Give another --out."
+        )
     steps = finished_steps(run / "checkpoints")
     if not steps or (step is not None and step not in steps):
         there = f"there are those of {', '.join(map(str, steps))}" if steps else "there is none"

@@ -17,8 +17,10 @@ started again, also with another number of processes, goes on as if it had not b
 import importlib.util
 import json
 import math
+import os
 import statistics
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -32,11 +34,16 @@ from recallzoo.provenance import environment
 from recallzoo.text import open_data
 from recallzoo.train import _large_model as large
 from recallzoo.train._flops import flops_per_token, peak_flops
-from recallzoo.train._large_checkpoint import Checkpoints, empty_moments, training_state
+from recallzoo.train._large_checkpoint import (
+    Checkpoints,
+    empty_moments,
+    finished_steps,
+    training_state,
+)
 from recallzoo.train._pretrain_engine import Engine, first_micro_batch
 from recallzoo.train._pretrain_log import Metrics, PretrainProgress, open_sinks, read_metrics
 from recallzoo.train._pretrain_options import PretrainOptions
-from recallzoo.train._pretrain_plan import Plan, make_plan, open_run
+from recallzoo.train._pretrain_plan import Plan, alone, make_plan, open_run
 from recallzoo.train._pretrain_valid import Validation
 from recallzoo.train._token_order import Batches, TokenOrder
 
@@ -56,33 +63,65 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     plan = make_plan(options)
     if (options.out / SUMMARY).exists():
         open_run(options.out, plan)
-        return read_json(options.out / SUMMARY)
+        return _finished(options, read_json(options.out / SUMMARY))
     processes = large.join_processes(options.device)
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
-    summary = _Run(options, plan, processes, started).train()
+    with ExitStack() as held:
+        summary = _Run(options, plan, processes, started, held).train()
     processes.leave()
     return summary
+
+
+def _finished(options: PretrainOptions, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a run that is finished already; OUT/model is made if it is wanted now."""
+    model = options.out / "model"
+    if not options.export or model.exists() or int(os.environ.get("RANK", 0)):
+        return summary
+    if summary["steps"] not in finished_steps(options.out / "checkpoints"):
+        note = f"no {model}: it is gone, and so is the checkpoint of step {summary['steps']:,}"
+        return {**summary, "notes": [*summary["notes"], note]}
+    _require_transformers()
+    from recallzoo.train.exporting import export_run
+
+    export_run(options.out, model, step=summary["steps"], data=options.data)
+    return summary
+
+
+def _require_transformers() -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "writing OUT/model at the end needs transformers, which is not installed. Install "
+            "it with `pip install 'recallzoo[text]'`, or leave it out with --no-export."
+        )
 
 
 class _Run:
     """One pretraining run in one process."""
 
     def __init__(
-        self, options: PretrainOptions, plan: Plan, processes: large.Processes, started: float
+        self,
+        options: PretrainOptions,
+        plan: Plan,
+        processes: large.Processes,
+        started: float,
+        held: ExitStack,
     ) -> None:
         self.options, self.plan, self.processes = options, plan, processes
         self._started = self._last_save = started
         self.progress = PretrainProgress(processes.is_first, options.log_seconds)
         micro_batch = first_micro_batch(options, plan, processes)
-        if options.export and importlib.util.find_spec("transformers") is None:
-            raise UserError(
-                "writing OUT/model at the end needs transformers, which is not installed. Install "
-                "it with `pip install 'recallzoo[text]'`, or leave it out with --no-export."
+        if options.export:
+            _require_transformers()
+        if options.parallel != "auto" and processes.world_size == 1:
+            self.progress.warned(
+                f"--parallel {options.parallel} shares out nothing here: this is one process. "
+                f"torchrun starts several"
             )
         sinks: list[Any] = []
         if processes.is_first:
             open_run(options.out, plan)
+            held.enter_context(alone(options.out, self.progress.warned))
             remove_leftovers(options.out)
             if options.verify_data:
                 open_data(options.data, verify=True)
@@ -194,6 +233,14 @@ class _Run:
         if found is None:  # beside what a captured micro-batch kept, memory did not suffice
             found = self._look(self.validation)
         large.end_evaluation(self.engine.module)
+        if not math.isfinite(found["valid_loss_nats"]):
+            self._poll_save(wait=True)
+            raise RecallzooError(
+                f"the validation loss is not finite at step {step} ({found['valid_loss_nats']}), "
+                f"though the loss in training was. Checkpoints are kept. Try a lower "
+                f"--learning-rate or a longer --warmup with another --out, or train without "
+                f"looking there (--valid-every 0)."
+            )
         if self.processes.is_first:
             self.metrics.write(step, found)
         self.progress.validated(step, found)

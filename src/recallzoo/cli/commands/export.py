@@ -30,7 +30,7 @@ class ExportOptions:
     data: Path | None = None
     """Prepared data whose tokenizer is copied along, for a run without OUT/model."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace a model that was exported there before."""
 
 
 def main(argv: list[str]) -> int:
