@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import shutil
 import time
@@ -379,7 +380,7 @@ def test_records_that_are_left_out_take_no_memory(tmp_path):
 def test_ids_that_come_twice_stop_or_are_dropped(tmp_path):
     given = options(tmp_path / "data")
     corpora.json_lines(tmp_path / "corpus.jsonl", [*ROWS, {**ROWS[7], "text": "another"}])
-    with pytest.raises(UserError, match="1 documents have an id that another has: 'doc/0/7'"):
+    with pytest.raises(UserError, match=r"1 documents have an id.*'doc/0/7' stands 2 times in"):
         prepare(given, progress=False)
     data = prepare(dataclasses.replace(given, on_error="skip"), progress=False)
     assert data.manifest["skipped"] == {"repeated_id": 1}
@@ -562,7 +563,10 @@ def test_a_split_that_would_be_empty_is_refused(tmp_path):
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "below 1 together"),
         ({"tokenizer": "x"}, "trained already"),
         ({"boundary": "none", "boundary_token": "x"}, "uses none"),
+        ({"valid_fraction": math.nan}, "below 1 together"),
         ({"shard_tokens": 0}, "shard_tokens=0 must be positive"),
+        ({"memory_mib": math.nan}, "memory_mib=nan must be positive and finite"),
+        ({"vocab_size": 0}, "vocab_size=0 must be positive"),
         ({"vocab_size": 200}, "256 bytes and the end of text are 257"),
         ({"vocab_size": None, "tokenizer": "no/such/tokenizer"}, "no tokenizer could be loaded"),
     ],

@@ -6,6 +6,7 @@ process had finished are kept.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,11 @@ def read_part_documents(parts: Sequence[Path], *, drop_repeated_ids: bool) -> "p
     if len(first) < len(documents) and not drop_repeated_ids:
         repeated = documents.filter(polars.struct("key_high", "key_low").is_duplicated())
         id_ = repeated["id"][0]
-        splits = repeated.filter(polars.col("id") == id_)["split"].to_list()
+        splits = Counter(repeated.filter(polars.col("id") == id_)["split"].to_list())
+        places = ", ".join(f"{number:,} times in {split}" for split, number in splits.items())
         raise UserError(
             f"{len(documents) - len(first):,} documents have an id that another has: {id_!r} "
-            f"stands in {' and '.join(splits)}. Ids decide order and split, so each must be there "
+            f"stands {places}. Ids decide order and split, so each must be there "
             f"once. Name another field with --id-field, or keep the first of each with "
             f"--on-error skip."
         )

@@ -10,6 +10,7 @@ folder counts as unfinished. The layout is described in `recallzoo.text`.
 import dataclasses
 import fcntl
 import functools
+import math
 import shutil
 import sys
 from collections import Counter
@@ -126,7 +127,7 @@ class PrepareOptions:
             raise InvalidConfig("--valid and --test need --train beside them.")
         if given and (self.valid_fraction, self.test_fraction) != (None, None):
             raise InvalidConfig("valid_fraction and test_fraction are for sources, not --train.")
-        if min(self.fractions) < 0 or sum(self.fractions) >= 1:
+        if not (min(self.fractions) >= 0 and sum(self.fractions) < 1):  # nor is it for NaN
             raise InvalidConfig(
                 f"valid_fraction={self.fractions[0]} and test_fraction={self.fractions[1]} want to "
                 f"be 0 or more, and below 1 together."
@@ -139,10 +140,16 @@ class PrepareOptions:
             )
         if self.boundary == "none" and self.boundary_token is not None:
             raise InvalidConfig("boundary_token is given, but boundary='none' uses none.")
-        for name in ("tokenizer_sample_bytes", "shard_tokens", "memory_mib", "workers"):
+        for name in (
+            "vocab_size",
+            "tokenizer_sample_bytes",
+            "shard_tokens",
+            "memory_mib",
+            "workers",
+        ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InvalidConfig(f"{name}={value} must be positive.")
+            if value is not None and not 0 < value < math.inf:
+                raise InvalidConfig(f"{name}={value} must be positive and finite.")
 
     @property
     def fractions(self) -> tuple[float, float]:
