@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recallzoo.errors import StoreError
+from recallzoo.errors import StoreError, UserError
 from recallzoo.files import (
     atomic_file,
     atomic_folder,
+    exclusive,
     explain_os_error,
     read_json,
     remove_leftovers,
@@ -231,3 +232,38 @@ def test_a_process_killed_while_it_writes_leaves_the_old_content_and_one_leftove
     assert json.loads(path.read_text()) == "old"
     assert remove_leftovers(tmp_path) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_held_once_and_free_again_afterwards(tmp_path):
+    lock = tmp_path / "folder" / "lock"
+    for _ in range(2):
+        with exclusive(lock, "somebody is at work"):
+            code = (
+                "from pathlib import Path; from recallzoo.files import exclusive\n"
+                f"with exclusive(Path({str(lock)!r}), 'somebody is at work'): pass"
+            )
+            other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert "UserError: somebody is at work" in other.stderr
+            with pytest.raises(UserError, match="somebody"), exclusive(lock, "somebody is at work"):
+                pass
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with exclusive(tmp_path / "lock", "busy"):
+        assert "cannot be locked (No locks available)" in capsys.readouterr().err
+    lines = []
+    with exclusive(tmp_path / "lock", "busy", lines.append):
+        assert len(lines) == 1
+
+
+def test_a_place_where_no_lock_can_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StoreError, match="could not write"),
+        exclusive(tmp_path / "file" / "lock", "busy"),
+    ):
+        pass

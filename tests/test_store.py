@@ -261,6 +261,11 @@ def test_only_a_results_folder_or_an_empty_one_is_taken(tmp_path):
     assert Store(tmp_path / "empty").hashes() == []
 
 
+def test_a_folder_whose_first_writer_was_killed_is_taken(tmp_path):
+    (tmp_path / f".tmp-store.json-{2**22 + 1}-0123abcd").write_text("{")
+    assert Store(tmp_path).hashes() == []
+
+
 def test_clearing_takes_what_a_killed_writer_left_and_nothing_else(tmp_path):
     store = Store(tmp_path)
     store.write(result())

@@ -6,17 +6,19 @@ new, never half of either.
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from recallzoo.errors import StoreError
+from recallzoo.errors import StoreError, UserError
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -119,6 +121,34 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def exclusive(lock: Path, busy: str, warn: Callable[[str], None] = _say) -> Iterator[None]:
+    """Hold a lock file, made with its folder if it is not there. The system lets go of it however
+    this process ends.
+
+    Raises UserError saying `busy` where another process holds it, StoreError where it cannot be
+    written. A file system without locks is warned of.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("w")
+    except OSError as error:
+        raise explain_os_error(error, lock) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        except OSError as error:
+            why = error.strerror
+            warn(f"{lock.parent} cannot be locked ({why}): start no second process there")
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_file(path) as temporary:
@@ -141,6 +171,14 @@ def read_json(path: Path) -> Any:
         ) from error
     except OSError as error:
         raise StoreError(f"could not read {path}: {error.strerror or error}.") from error
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is absent or holds nothing but what a process writes, or a killed one
+    left half written: then a first file may be put there without mixing it with another's."""
+    return not folder.exists() or all(
+        path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()
+    )
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -26,7 +26,14 @@ from typing import Any
 import polars as pl
 
 from recallzoo.errors import StoreError, UserError
-from recallzoo.files import atomic_file, atomic_folder, read_json, remove_leftovers, write_json
+from recallzoo.files import (
+    atomic_file,
+    atomic_folder,
+    is_vacant,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from recallzoo.result import Result, SliceRow
 
 STORE_VERSION = 1
@@ -63,7 +70,7 @@ class Store:
                 f"{self.folder} holds no results (no store.json). Give the folder that "
                 f"`recallzoo run` wrote, or run a recipe first."
             )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif not is_vacant(self.folder):
             raise UserError(
                 f"{self.folder} is not empty and is no results folder. Choose another folder, so "
                 f"that nothing of yours is mixed with results."

@@ -5,12 +5,10 @@ pack is written down before it trains, so that a sweep that was killed goes on w
 packs from their last checkpoints and ends with the same table as one left alone.
 """
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +19,7 @@ from recallzoo.executors._contract import Executor, Watcher
 from recallzoo.executors._record import recorded
 from recallzoo.executors.devices import runs_that_fit
 from recallzoo.executors.local import LocalExecutor
-from recallzoo.files import explain_os_error, read_json, write_json
+from recallzoo.files import exclusive, read_json, write_json
 from recallzoo.preflight import check_runs
 from recallzoo.random import seed_of
 from recallzoo.run import Run
@@ -95,9 +93,10 @@ def sweep(
     """
     options = options or SweepOptions()
     check_runs(runs)
+    busy = f"another process is writing to {store.folder}. Wait for it, or use another folder."
     with (
         _executor(options) as executor,
-        _exclusive(store.folder),
+        exclusive(store.folder / ".lock", busy),
         _recorded(runs, store, executor, options) as record,
     ):
         store.clear_leftovers()
@@ -262,21 +261,3 @@ def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:
     name = f"{seed_of(*hashes):016x}"
     write_json(store.folder / "packs" / name / "pack.json", hashes)
     return name, members
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it however this process ends."""
-    path = folder / ".lock"
-    try:
-        handle = path.open("w")
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is writing to {folder}. Wait for it, or use another folder."
-            ) from error
-        yield

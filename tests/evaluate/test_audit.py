@@ -247,6 +247,15 @@ def test_a_killed_audit_goes_on_with_the_part_it_was_in(here, compared, tmp_path
     assert files(done.folder) == files(compared.folder)
 
 
+def test_a_folder_whose_first_writer_was_killed_is_taken(here, tmp_path):
+    (tmp_path / f".tmp-settings.json-{2**22 + 1}-0123abcd").write_text("{")
+    run(here, tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is no audit"):
+        run(here, tmp_path / "taken")
+
+
 def test_losses_are_computed_once_and_models_can_be_added(here, tmp_path, monkeypatch):
     first = run(here, tmp_path / "out", "a")
     assert first.about["reference"] is None

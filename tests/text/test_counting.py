@@ -13,7 +13,7 @@ from forks import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recallzoo.errors import StoreError, UserError
+from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.text import PairCounts, counting, open_data
 from recallzoo.text._hash_table import HashTable
 from recallzoo.text.counting import count_pairs
@@ -102,6 +102,8 @@ def test_ray_without_ray_says_what_to_install(tmp_path, monkeypatch):
 
 def test_memory_too_small_is_refused_with_what_is_needed(tmp_path):
     data = write_data(tmp_path, zipf_documents(1, 3, 30), 30)
+    with pytest.raises(InvalidConfig, match="workers=0"):
+        count_pairs(data, workers=0, progress=False)
     with pytest.raises(UserError, match="at least"):
         count_pairs(data, memory_mib=0.01, progress=False)
 
@@ -144,6 +146,24 @@ def test_a_killed_count_goes_on_with_the_runs_it_had(tmp_path):
     assert sorted(path.name for path in data.folder.iterdir()) == sorted(
         path.name for path in undisturbed.folder.iterdir()
     )
+
+
+def test_two_at_once_are_kept_apart(tmp_path, monkeypatch):
+    documents = zipf_documents(2, 50, 400)
+    data = write_data(tmp_path, documents, 400)
+    original = counting._merge_range
+
+    def second(*arguments):
+        for memory_mib in (0.1, 0.4):
+            with pytest.raises(UserError, match="another process is counting pairs into"):
+                count_pairs(data, memory_mib=memory_mib, workers=1, progress=False)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "_merge_range", second)
+        table = count_pairs(data, memory_mib=0.1, workers=1, progress=False)
+    assert table.as_dict() == definitions.count_pairs([d.tolist() for d in documents])
+    assert not (tmp_path / "pair_counts.work").exists()
 
 
 def test_runs_of_another_plan_are_not_used(tmp_path, monkeypatch):

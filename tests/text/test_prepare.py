@@ -17,7 +17,9 @@ from forks import Forked
 from tokenizers import Tokenizer
 
 from recallzoo.errors import InvalidConfig, StoreError, UnknownName, UserError
+from recallzoo.files import exclusive
 from recallzoo.text import PrepareOptions, TokenData, _parts, open_data, prepare, tokenizer_hash
+from recallzoo.text.preparing import WORK
 from tests.text import corpora, definitions
 
 ROWS = corpora.documents(300)
@@ -263,10 +265,11 @@ def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
 
 
 def test_two_at_once_are_kept_apart(tmp_path):
-    from recallzoo.text.preparing import WORK, _alone
-
     given = options(tmp_path / "data")
-    with _alone(given.out / WORK), pytest.raises(UserError, match="another process"):
+    with (
+        exclusive(given.out / WORK / "lock", "busy"),
+        pytest.raises(UserError, match="another process is preparing"),
+    ):
         prepare(given, progress=False)
 
 

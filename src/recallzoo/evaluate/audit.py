@@ -41,7 +41,7 @@ from recallzoo.evaluate.causal_lm import (
 from recallzoo.evaluate.gap import LEVEL
 from recallzoo.evaluate.token_losses import TokenLosses
 from recallzoo.evaluate.token_text import TokenText
-from recallzoo.files import read_json, remove_leftovers, write_json
+from recallzoo.files import is_vacant, read_json, remove_leftovers, write_json
 from recallzoo.text import PairCounts, Split, TokenData, open_data
 from recallzoo.text._checksums import digest_of, sha256_of
 
@@ -183,7 +183,7 @@ def _settings(options: AuditOptions, split: Split) -> dict[str, Any]:
 def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Make the folder, or see that it holds an audit with these settings."""
     path = out / store.SETTINGS
-    if out.exists() and not path.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not path.exists() and (out.is_file() or not is_vacant(out)):
         raise UserError(f"{out} exists and is no audit. Choose a new folder for --out.")
     if path.exists():
         try:

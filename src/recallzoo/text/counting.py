@@ -29,7 +29,14 @@ from jaxtyping import UInt64
 
 from recallzoo.cluster import connected
 from recallzoo.errors import InvalidConfig, StoreError, UserError
-from recallzoo.files import atomic_file, atomic_folder, read_json, remove_leftovers, write_json
+from recallzoo.files import (
+    atomic_file,
+    atomic_folder,
+    exclusive,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from recallzoo.text._arrays import NpyWriter, npy_layout
 from recallzoo.text._checksums import describe_file, write_sealed_json
 from recallzoo.text._progress import bar
@@ -37,6 +44,7 @@ from recallzoo.text.data import Split, TokenData
 from recallzoo.text.pair_counts import FORMAT, FORMAT_VERSION, MANIFEST, PairCounts
 
 Executor = Literal["threads", "ray"]
+_LOCK = "lock"
 
 _CHUNK_BYTES_PER_TOKEN = 88
 """Ids, pairs and, where all differ, their run are 33 bytes; resident memory, which includes
@@ -68,20 +76,41 @@ def count_pairs(
     Boundary tokens are tokens of their document, so the pair of a document's last word and
     its end is counted; no pair joins two documents. Needs up to 8 bytes of disk a token.
 
-    Raises UserError for memory too small for the corpus, StoreError for a full disk or runs
-    that do not add up. What a killed or failed count had finished is kept and used.
+    Raises UserError for memory too small for the corpus and while another process counts into
+    the same folder, StoreError for a full disk or runs that do not add up. What a killed or failed
+    count had finished is kept and used.
     """
     folder = Path(folder) if folder is not None else data.folder / f"pair_counts{_suffix(split)}"
     tokens = data.split(split)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if executor not in ("threads", "ray"):
         raise InvalidConfig(f"executor is 'threads' or 'ray', got {executor!r}.")
     if workers < 1 or memory_mib <= 0:
         raise InvalidConfig(f"workers={workers} and memory_mib={memory_mib} must be positive.")
-    if folder.exists():
-        return _same_tokens(PairCounts.open(folder), folder, data, tokens)
-    plan = _Plan.make(data, tokens, memory_mib, workers)
-    work = folder.with_name(f"{folder.name}.work")
+    if not folder.exists():
+        plan = _Plan.make(data, tokens, memory_mib, workers)
+        work = folder.with_name(f"{folder.name}.work")
+        busy = (
+            f"another process is counting pairs into {folder} right now. Wait for it, or choose "
+            f"another folder."
+        )
+        with exclusive(work / _LOCK, busy):
+            if not folder.exists():  # it may have been made just before the lock was free
+                _count(data, tokens, plan, folder, work, workers, executor, progress)
+            shutil.rmtree(work)
+    return _same_tokens(PairCounts.open(folder), folder, data, tokens)
+
+
+def _count(
+    data: TokenData,
+    tokens: Split,
+    plan: "_Plan",
+    folder: Path,
+    work: Path,
+    workers: int,
+    executor: Executor,
+    progress: bool,
+) -> None:
     _begin(work, plan)
     with _mapper(executor, workers) as in_order:
         chunks = _chunks(tokens, plan, work)
@@ -99,8 +128,6 @@ def count_pairs(
                 merged, what="merging counts", unit="range", progress=progress, total=len(ranges)
             )
             _write_table(unfinished, told, data, tokens, work)
-    shutil.rmtree(work)
-    return PairCounts.open(folder)
 
 
 @dataclass(frozen=True)
@@ -337,10 +364,10 @@ def _same_tokens(table: PairCounts, folder: Path, data: TokenData, tokens: Split
 def _begin(work: Path, plan: _Plan) -> None:
     """Keep the runs that belong to this plan; drop those of another."""
     described = {"plan": repr(plan)}
-    if work.exists() and not (
-        (work / "plan.json").exists() and read_json(work / "plan.json") == described
-    ):
-        shutil.rmtree(work)
+    if not ((work / "plan.json").exists() and read_json(work / "plan.json") == described):
+        for file in work.iterdir():
+            if file.name != _LOCK:
+                file.unlink()
     write_json(work / "plan.json", described)
     remove_leftovers(work)
 

@@ -8,14 +8,12 @@ folder counts as unfinished. The layout is described in `recallzoo.text`.
 """
 
 import dataclasses
-import fcntl
 import functools
 import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +22,7 @@ import numpy as np
 
 from recallzoo._version import __version__
 from recallzoo.errors import InvalidConfig, StoreError, UserError
-from recallzoo.files import atomic_folder, explain_os_error, read_json, remove_leftovers, write_json
+from recallzoo.files import atomic_folder, exclusive, read_json, remove_leftovers, write_json
 from recallzoo.text._checksums import describe_file, sha256_of, write_sealed_json
 from recallzoo.text._parts import (
     Input,
@@ -185,7 +183,10 @@ def prepare(options: PrepareOptions, *, progress: bool = True) -> TokenData:
         _require_same(plan, data.manifest["plan"], out)
     else:
         _require_ours(out)
-        with _alone(out / WORK):
+        busy = (
+            f"another process is preparing {out} right now. Wait for it, or choose another folder."
+        )
+        with exclusive(out / WORK / "lock", busy):
             data = _prepare(options, plan, inputs, ignored, progress)
     shutil.rmtree(out / WORK, ignore_errors=True)
     if options.count_pairs:
@@ -367,25 +368,6 @@ def _remove_other(out: Path, plan: dict[str, Any]) -> None:
         there = None
     if there != plan:
         shutil.rmtree(out)
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the folder against a second `prepare` at the same time."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
-    except OSError as error:
-        raise explain_os_error(error, work) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process is preparing {work.parent} right now. Wait for it, or choose "
-                f"another folder."
-            ) from error
-        yield
 
 
 def _encoder(options: PrepareOptions, reading: Reading, out: Path, progress: bool) -> Encoder:

@@ -1,6 +1,5 @@
 """A pretraining run decided upon: model, data, sizes, schedule, and the file that records them."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recallzoo.errors import StoreError, UserError
-from recallzoo.files import explain_os_error, read_json, write_json
+from recallzoo.files import exclusive, is_vacant, read_json, write_json
 from recallzoo.presets import Preset, preset
 from recallzoo.run import describe
 from recallzoo.text import Contexts, TokenData, open_data
@@ -128,7 +127,7 @@ def open_run(folder: Path, plan: Plan) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; a folder for the run is wanted.")
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if not is_vacant(folder):
             raise UserError(
                 f"{folder} is not empty and holds no pretraining run ({RUN_FILE} is missing). "
                 f"Choose another --out, so that nothing of yours is mixed with it."
@@ -159,21 +158,8 @@ def alone(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Hold a run's folder against a second process that trains it, which would mix its lines and
     checkpoints with ours. The system lets go however this process ends. UserError if it is held;
     a file system without locks is warned of."""
-    path = folder / LOCK_FILE
-    try:
-        lock = path.open("w")
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in {folder} right now. Wait for it, or use another "
-                f"--out."
-            ) from error
-        except OSError as error:
-            warn(f"{folder} cannot be locked ({error.strerror}): start no second process there")
+    busy = f"another process is training in {folder} right now. Wait for it, or use another --out."
+    with exclusive(folder / LOCK_FILE, busy, warn):
         yield
 
 
