@@ -127,7 +127,7 @@ def passage(model: str, references: tuple[str, ...], **about: Any) -> dict[str, 
         "",
         "\\xf0",
     ]
-    texts += [" Ada", " met", " Cleo", ".", " Ada", " met"]
+    texts += [" Ada", " met", " Cleo", ".", " Ada", " met", "\ufe0f", "\uffa0", "\u0301e\u0301"]
     hits = {13: 12, 17: 4}
     earlier = {13, 17}
     tokens = []

@@ -72,6 +72,7 @@ def test_tokens_that_show_nothing_are_made_visible(page, report):
     page.open(report)
     shown = page.texts(".passage .token")
     assert shown[3:7] == ["↵\n", "↵\n↵\n", "·", "⇥\t"]
+    assert shown[18:21] == ["⟨U+FE0F⟩", "⟨U+FFA0⟩", "\u25cc\u0301e\u0301"]
     assert shown[8:12] == ["⟨U+202E⟩", "⟨U+200B⟩", "⟨token 110⟩", "\\xf0"]
 
 

@@ -18,7 +18,8 @@
       else if (character === "\t") pieces.push(["⇥"], "\t");
       else if (character === " ") pieces.push(isBlank ? ["·"] : " ");
       else if (code < 0x20) pieces.push([String.fromCodePoint(0x2400 + code)]);
-      else if (/[\p{C}\p{Z}\u115f\u1160\u3164\u2800]/u.test(character)) pieces.push([`⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`]);
+      else if (/[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800]/u.test(character)) pieces.push([`⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`]);
+      else if (!pieces.length && /\p{M}/u.test(character)) pieces.push(["\u25cc" + character]); // else it joins the token before
       else pieces.push(character);
     }
     return pieces;
