@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 """Boundary token of trained tokenizers."""
 LONGEST_WORD = 2_000
+_LONG_BLANK = re.compile(rf"\s{{{LONGEST_WORD + 1}}}")
 _LONG_WORD = re.compile(
     "|".join(
         f"{kind}{{{LONGEST_WORD + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
@@ -229,6 +230,9 @@ def without_long_words(text: str) -> Iterator[str]:
     two minutes. Words are what the byte-level pre-tokeniser keeps together: letters, digits,
     other signs, or blanks. A text without such long ones is one piece.
     """
+    if max(map(len, text.split()), default=0) <= LONGEST_WORD and not _LONG_BLANK.search(text):
+        yield text  # as nearly all are, found three times as fast
+        return
     start = 0
     for word in _LONG_WORD.finditer(text):
         for cut in range(word.start() + LONGEST_WORD, word.end(), LONGEST_WORD):
