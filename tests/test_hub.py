@@ -119,6 +119,20 @@ def test_a_mask_with_holes_is_refused(tmp_path):
         loaded(prompts(), attention_mask=mask)
 
 
+def test_a_row_that_ends_in_padding_is_not_decoded(tmp_path):
+    _, loaded = exported(tmp_path / "model", "rwkv")
+    mask = torch.ones_like(prompts())
+    mask[1, -3:] = 0
+    logits = loaded(prompts(), attention_mask=mask).logits
+    torch.testing.assert_close(logits[1, :-3], loaded(prompts()[1:2, :-3]).logits[0])
+    for padded in (mask[1:], torch.zeros_like(mask)):  # on the right; throughout
+        prompt = prompts()[: len(padded)]
+        with pytest.raises(ValueError, match="Pad on the left"):
+            loaded(prompt, attention_mask=padded, use_cache=True)
+        with pytest.raises(ValueError, match="Pad on the left"):
+            loaded.generate(prompt, attention_mask=padded, max_new_tokens=2, pad_token_id=0)
+
+
 def test_labels_give_the_mean_loss_of_next_tokens(tmp_path):
     model, loaded = exported(tmp_path / "model", "attention")
     tokens = prompts()

@@ -147,8 +147,9 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits of all positions; with `use_cache`, of the last alone, and the cache.
 
-        Padding on the right changes nothing before it. Padding on the left is left out, row by
-        row, with and without a cache. `labels` are shifted here, -100 is ignored.
+        Padding on the left is left out, row by row, with and without a cache. Padding on the right
+        changes nothing before it; with a cache it is a ValueError, since the last logits would be
+        those after padding. `labels` are shifted here, -100 is ignored.
         """
         loss = None
         if past_key_values is not None or use_cache:
@@ -207,12 +208,15 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
         new = input_ids.shape[1]
         starts = None
         if past.seen == 0:
+            if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+                raise ValueError(
+                    "a row of input_ids ends in padding, after which nothing can be decoded. Pad "
+                    "on the left (tokenizer.padding_side = 'left'), or give use_cache=False"
+                )
             starts = _left_padding(attention_mask, new)
         groups, logits = [], None
         for rows, cache in past.groups:
             start = 0 if starts is None else int(starts[rows[0]])
-            if start == new:
-                raise ValueError("a row of input_ids is padding throughout")
             logits_t = None
             for t in range(start, new):
                 logits_t, cache = self.model.step(input_ids[rows, t], cache)
