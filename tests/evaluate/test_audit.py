@@ -1,5 +1,6 @@
 """The audit: its laws, what it stores and keeps, and what it refuses."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from recallzoo.evaluate import audit as audit_module
 from recallzoo.evaluate.audit import audit
 from recallzoo.evaluate.audit_options import CUT_RATES, AuditOptions
 from recallzoo.evaluate.audit_store import Audit, losses_part
+from recallzoo.evaluate.causal_lm import find_model
 from recallzoo.evaluate.token_losses import TokenLosses
 from recallzoo.hub import export
 from recallzoo.mixers import mixer
@@ -504,6 +506,18 @@ def test_batches_shrink_where_memory_does_not_suffice(where, here, compared, tmp
     most = 0
     with pytest.raises(UserError, match=r"even one context .* Use a shorter --context or --dtype"):
         run(here, tmp_path / "other", "a")
+
+
+def test_a_model_that_the_counts_do_not_fit_has_no_gap(here, data, tmp_path, monkeypatch):
+    hashes = {"a": ("as a file",), "b": ("as a file", data.tokenizer_hash)}
+
+    def find(given):
+        source = find_model(given)
+        return dataclasses.replace(source, tokenizer_hashes=hashes[source.name])
+
+    monkeypatch.setattr(audit_module, "find_model", find)
+    with pytest.raises(UserError, match=r"the pair counts of .* a has as a file"):
+        run(here, tmp_path / "out", "a", reference=(str(here / "b"),))
 
 
 def test_counts_of_another_tokenizer_and_missing_counts_are_refused(here, data, tmp_path):

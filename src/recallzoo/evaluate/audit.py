@@ -161,8 +161,9 @@ def _sliced(
                     f"side in bits per byte, give both as models: recallzoo audit {other.path} "
                     f"{first.path} --data {data.folder}"
                 )
-    if not sliced and (options.counts is not None or options.reference):
-        table.require_tokenizer(sources[0].tokenizer_hashes[0], sources[0].name)
+    others = [one for one in sources if one not in sliced]
+    if others and (options.reference or (options.counts is not None and not sliced)):
+        table.require_tokenizer(others[0].tokenizer_hashes[0], others[0].name)
     return sliced
 
 
