@@ -190,7 +190,8 @@ def test_h3_filters_with_the_discretized_state_space_model(discretization):
         (4096, 4096, conv_channels_by_fft_products),
         (16_384, 64, conv_channels_by_tiles),
         (65_536, 64, conv_channels_by_tiles),
-        (65_536, 65_536, conv_channels_by_fft),
+        (65_536, 65_536, conv_channels_by_fft_products),
+        (131_072, 131_072, conv_channels_by_fft),
     ],
 )
 def test_on_a_gpu_in_16_bits_the_way_depends_on_length_and_taps(seq_len, num_taps, way):
