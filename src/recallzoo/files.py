@@ -108,6 +108,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             temporary.rename(path)
         except OSError as error:
+            if replace:
+                with suppress(OSError):  # nothing was there, or another process put its own there
+                    before.rename(path)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         _sync_folder(path.parent)
