@@ -18,6 +18,7 @@ from recallzoo.mixers._convolution import (
     conv_by_shifts,
     conv_by_toeplitz,
     conv_channels_by_fft,
+    is_hopper,
     way_of_channels,
 )
 from recallzoo.mixers._fft_products import conv_channels_by_fft_products
@@ -182,19 +183,38 @@ def test_h3_filters_with_the_discretized_state_space_model(discretization):
     torch.testing.assert_close(module.scan(x, Context()).double(), wanted, rtol=0, atol=2e-5)
 
 
+HOPPER, AMPERE = (9, 0), (8, 0)
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is missing")
 @pytest.mark.parametrize(
-    ("seq_len", "num_taps", "way"),
+    ("gpu", "seq_len", "num_taps", "way"),
     [
-        (1024, 1024, conv_channels_by_tiles),
-        (4096, 4096, conv_channels_by_fft_products),
-        (16_384, 64, conv_channels_by_tiles),
-        (65_536, 64, conv_channels_by_tiles),
-        (65_536, 65_536, conv_channels_by_fft_products),
-        (131_072, 131_072, conv_channels_by_fft),
+        (HOPPER, 1024, 1024, conv_channels_by_tiles),
+        (HOPPER, 4096, 4096, conv_channels_by_fft_products),
+        (HOPPER, 16_384, 64, conv_channels_by_tiles),
+        (HOPPER, 65_536, 64, conv_channels_by_tiles),
+        (HOPPER, 65_536, 65_536, conv_channels_by_fft_products),
+        (HOPPER, 131_072, 131_072, conv_channels_by_fft),
+        (AMPERE, 4096, 4096, conv_channels_by_tiles),
+        (AMPERE, 16_384, 64, conv_channels_by_tiles),
+        (AMPERE, 16_384, 16_384, conv_channels_by_fft),
     ],
 )
-def test_on_a_gpu_in_16_bits_the_way_depends_on_length_and_taps(seq_len, num_taps, way):
+def test_on_a_gpu_in_16_bits_the_way_depends_on_its_kind_length_and_taps(
+    gpu, seq_len, num_taps, way, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpu)
     with FakeTensorMode():  # as nothing is computed, no GPU is needed
         x = torch.empty(1, 1, seq_len, device="cuda", dtype=torch.bfloat16)
         assert way_of_channels(x, seq_len, num_taps) is way
+
+
+def test_asking_for_the_kind_of_gpu_does_not_cut_a_compiled_program(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
+
+    def shifted(x: Tensor) -> Tensor:
+        return x + 1 if is_hopper(0) else x - 1
+
+    compiled = torch.compile(shifted, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(torch.zeros(2)), torch.ones(2))

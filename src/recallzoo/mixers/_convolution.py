@@ -47,7 +47,10 @@ take 0.1 of the time of Toeplitz matrices at T = 1,024, and of that of FFT 0.21 
 FFT_PRODUCTS = range(3201, 65_537)
 """Lengths for which FFT products are used: their work grows with T^(3/2), that of tiles with T^2.
 At 4,096 they take 0.52 of the time of tiles, and for 2,048 positions the same transform would take
-1.5 times as long as tiles. Transforms in parts, above 16,384, have not been timed."""
+1.5 times as long as tiles. Transforms in parts, above 16,384, have not been timed. On GPUs of the
+Hopper generation alone: for others the compiler keeps their numbers in memory."""
+MAX_TILES = 8192
+"""Length up to which tiles are used on other GPUs."""
 MAX_TILED_TAPS = 1600
 """Taps up to which tiles serve longer inputs too: the work a position is that at T = 3,200."""
 
@@ -67,11 +70,19 @@ def way_of_channels(x: Tensor, seq_len: int, num_taps: int) -> Callable[[Tensor,
     if x.is_cuda and HAS_TRITON and product_dtype(x) in (torch.bfloat16, torch.float16):
         if seq_len in TILES or (seq_len >= TILES.stop and num_taps <= MAX_TILED_TAPS):
             return conv_channels_by_tiles
-        if seq_len in FFT_PRODUCTS:
+        if seq_len in FFT_PRODUCTS and is_hopper(x.device.index):
             return conv_channels_by_fft_products
+        if TILES.stop <= seq_len <= MAX_TILES:
+            return conv_channels_by_tiles
     if seq_len <= MAX_TOEPLITZ.get(x.device.type, 0):
         return conv_channels_by_toeplitz
     return conv_channels_by_fft
+
+
+@torch.compiler.assume_constant_result
+def is_hopper(device: int | None) -> bool:
+    """Whether a GPU multiplies as Hopper's do: groups of four warps, from shared memory."""
+    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 def conv_by_shifts(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
