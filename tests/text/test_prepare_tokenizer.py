@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import re
+import shutil
 
 import pytest
 from tokenizers import Tokenizer
@@ -123,3 +125,12 @@ def test_the_tokenizer_sample_is_the_same_whatever_the_order(tmp_path):
         hashes.add(prepare(given, progress=False).tokenizer_hash)
     assert len(hashes) == 1
     assert hashes != {made(tmp_path / "c" / "data").tokenizer_hash}
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_configuration_of_a_tokenizer_is_named(finished, tmp_path, content):
+    shutil.copytree(open_data(finished).tokenizer_folder, tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer_config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        made(tmp_path / "data", tokenizer=str(tmp_path / "tokenizer"), vocab_size=None)

@@ -256,6 +256,8 @@ def _roles(folder: Path) -> dict[str, str]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no options by name. Take it from the tokenizer again.")
     roles = {}
     for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(role)
