@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from recallzoo.contract import describe_error
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import ContractViolation, InvalidConfig, RecallzooError
 from recallzoo.mixers import Context, Mixer
 from recallzoo.model import LanguageModel
@@ -50,6 +51,8 @@ def _refuse_unbuildable(run: Run) -> None:
     except RecallzooError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            return  # whether it fits is the business of the device that it trains on
         if not own:
             raise
         raise ContractViolation(
