@@ -98,16 +98,26 @@ class Notes:
 
 
 def workers_in_training() -> list[int]:
-    """Processes of ours, by the title that Ray gives a worker while it has a task."""
+    """Workers of our own cluster, by the title that Ray gives one while it has a task."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
-        except OSError:
+            if title.startswith(b"ray::PackWorker.train") and _is_descendant(int(folder.name)):
+                found.append(int(folder.name))
+        except OSError:  # it has ended
             continue
-        if title.startswith(b"ray::PackWorker.train"):
-            found.append(int(folder.name))
     return found
+
+
+def _is_descendant(process: int) -> bool:
+    """Whether we started a process, or one that started it: other tests have clusters too."""
+    while process > 1:
+        if process == os.getpid():
+            return True
+        stat = Path(f"/proc/{process}/stat").read_text()
+        process = int(stat.rsplit(")", 1)[1].split()[1])  # after the name, which may hold anything
+    return False
 
 
 class Killer(Notes):
