@@ -4,6 +4,7 @@ A sweep trains its packs one after another. A model whose sizes do not fit would
 its pack comes up, hours after the command, so each is built here once.
 """
 
+import functools
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from recallzoo.contract import describe_error
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import ContractViolation, InvalidConfig, RecallzooError
 from recallzoo.mixers import Context, Mixer
-from recallzoo.model import LanguageModel
+from recallzoo.model import LanguageModel, ModelConfig
 from recallzoo.run import Run
 
 
@@ -20,8 +21,9 @@ def check_runs(runs: list[Run]) -> None:
     """Raise InvalidConfig for an empty list, two identical runs, or a model that cannot be built
     or cannot read its task; ContractViolation where it is a user's own mixer that fails."""
     _refuse_duplicates(runs)
-    for run in {run.pack_key: run for run in runs}.values():
-        _refuse_unbuildable(run)
+    for run in runs:
+        data = run.data
+        _refuse_unbuildable(run.model, run.model_label, data.max_seq_len, data.num_streams)
 
 
 def _refuse_duplicates(runs: list[Run]) -> None:
@@ -38,15 +40,18 @@ def _refuse_duplicates(runs: list[Run]) -> None:
         seen[run.hash] = position
 
 
-def _refuse_unbuildable(run: Run) -> None:
-    own = [mixer.name for mixer in run.model.mixers if mixer.source_sha256 is not None]
+@functools.cache  # the command asks before it writes, the sweep before it trains
+def _refuse_unbuildable(
+    config: ModelConfig, label: str, max_seq_len: int, num_streams: int
+) -> None:
+    own = [mixer.name for mixer in config.mixers if mixer.source_sha256 is not None]
     try:
         with torch.random.fork_rng(devices=[]):
             model = LanguageModel(
-                run.model,
+                config,
                 vocab_size=1,  # no vocabulary is too large to build, but large ones take long
-                max_seq_len=run.data.max_seq_len,
-                num_streams=run.data.num_streams,
+                max_seq_len=max_seq_len,
+                num_streams=num_streams,
             )
     except RecallzooError:
         raise
@@ -56,23 +61,22 @@ def _refuse_unbuildable(run: Run) -> None:
         if not own:
             raise
         raise ContractViolation(
-            f"{run.model_label} cannot be built at width {run.model.d_model} for "
-            f"{run.data.max_seq_len} tokens: {describe_error(error, _file(own[0]))}. Change the "
-            f"mixer, or ask for other sizes."
+            f"{label} cannot be built at width {config.d_model} for {max_seq_len} tokens: "
+            f"{describe_error(error, _file(own[0]))}. Change the mixer, or ask for other sizes."
         ) from error
-    _refuse_streams(run, model)
+    _refuse_streams(config, num_streams, model)
 
 
 def _file(mixer_name: str) -> Path:
     return Path(mixer_name.rsplit(":", 1)[0]).resolve()
 
 
-def _refuse_streams(run: Run, model: LanguageModel) -> None:
+def _refuse_streams(config: ModelConfig, num_streams: int, model: LanguageModel) -> None:
     """Refuse a mixer of this package that reads token ids where each step has several."""
-    streams = (run.data.num_streams,) if run.data.num_streams > 1 else ()
+    streams = (num_streams,) if num_streams > 1 else ()
     tokens = torch.zeros(1, 1, *streams, dtype=torch.int64)
-    for config, block in zip(run.model.layer_mixers(), model.blocks, strict=True):
+    for given, block in zip(config.layer_mixers(), model.blocks, strict=True):
         mixer = block.mixer
         assert isinstance(mixer, Mixer)
-        if mixer.needs_tokens and config.source_sha256 is None:
-            Context(tokens=tokens).token_ids(config.name, 2)
+        if mixer.needs_tokens and given.source_sha256 is None:
+            Context(tokens=tokens).token_ids(given.name, 2)

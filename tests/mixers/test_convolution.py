@@ -1,5 +1,7 @@
 """Causal convolution: the ways to compute it, and what the convolutional mixers refuse."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,17 +16,25 @@ from recallzoo.mixers._convolution import (
     MAX_SHIFTS,
     MAX_TOEPLITZ,
     causal_conv,
-    conv_by_fft,
     conv_by_shifts,
-    conv_by_toeplitz,
     conv_channels_by_fft,
+    conv_channels_by_toeplitz,
     is_hopper,
     way_of_channels,
 )
 from recallzoo.mixers._fft_products import conv_channels_by_fft_products
 from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 
-WAYS = {"shifts": conv_by_shifts, "toeplitz": conv_by_toeplitz, "fft": conv_by_fft}
+
+def positions_first(way: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, taps: way(x.movedim(-1, 0), taps).movedim(0, -1)
+
+
+WAYS = {
+    "shifts": conv_by_shifts,
+    "toeplitz": positions_first(conv_channels_by_toeplitz),
+    "fft": positions_first(conv_channels_by_fft),
+}
 
 
 def by_definition(x: Tensor, taps: Tensor) -> Tensor:
@@ -208,6 +218,13 @@ def test_on_a_gpu_in_16_bits_the_way_depends_on_its_kind_length_and_taps(
     with FakeTensorMode():  # as nothing is computed, no GPU is needed
         x = torch.empty(1, 1, seq_len, device="cuda", dtype=torch.bfloat16)
         assert way_of_channels(x, seq_len, num_taps) is way
+
+
+def test_an_amd_gpu_is_no_hopper_whatever_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    assert is_hopper(1)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not is_hopper(1)
 
 
 def test_asking_for_the_kind_of_gpu_does_not_cut_a_compiled_program(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recallzoo.mixers import _long_convolution
-from recallzoo.mixers._convolution import conv_by_fft
+from recallzoo.mixers._convolution import conv_channels_by_fft
 from recallzoo.mixers._long_convolution import conv_channels_by_tiles
 
 pytestmark = pytest.mark.skipif(
@@ -16,6 +16,10 @@ pytestmark = pytest.mark.skipif(
 
 def conv_by_tiles(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     return conv_channels_by_tiles(x.movedim(-1, 0), taps).movedim(0, -1)
+
+
+def conv_by_fft(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    return conv_channels_by_fft(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
 def draw(batch: int, seq_len: int, width: int, num_taps: int, seed: int = 0):

@@ -82,7 +82,8 @@ def way_of_channels(x: Tensor, seq_len: int, num_taps: int) -> Callable[[Tensor,
 @torch.compiler.assume_constant_result
 def is_hopper(device: int | None) -> bool:
     """Whether a GPU multiplies as Hopper's do: groups of four warps, from shared memory."""
-    return torch.cuda.get_device_capability(device)[0] == 9
+    # AMD's GPUs have numbers of 9 as well.
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def conv_by_shifts(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
@@ -95,13 +96,6 @@ def conv_by_shifts(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Flo
         start = num_taps - 1 - lag
         y = y + padded[..., start : start + seq_len, :] * weights[lag]
     return y
-
-
-def conv_by_toeplitz(
-    x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]
-) -> Float[Tensor, "B T D"]:
-    """`causal_conv` as a matrix product per channel."""
-    return conv_channels_by_toeplitz(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
 def causal_conv_channels(
@@ -122,11 +116,6 @@ def conv_channels_by_toeplitz(
     """`causal_conv_channels` as a matrix product per channel."""
     taps = F.pad(taps, (0, x.shape[-1] - taps.shape[-1]))
     return torch.bmm(x, toeplitz_matrix(taps, x.dtype)).to(x.dtype)
-
-
-def conv_by_fft(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
-    """`causal_conv` through the frequency domain, in float32."""
-    return conv_channels_by_fft(x.movedim(-1, 0), taps).movedim(0, -1)
 
 
 def conv_channels_by_fft(

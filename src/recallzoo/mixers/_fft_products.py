@@ -1,7 +1,7 @@
 """Causal convolutions of thousands of positions by Fourier transforms made of matrix products.
 
-`conv_by_fft_products` is `recallzoo.mixers._convolution.causal_conv` by the kernels of
-`_kernels/fft_conv.py`, which say how. Where cuFFT works in float32 on twice the length and moves
+`conv_channels_by_fft_products` is `recallzoo.mixers._convolution.causal_conv_channels` by kernels
+of `_kernels/fft_conv.py`, which say how. Where cuFFT works in float32 on twice the length and moves
 each stage through memory, they take a transform of the length itself, on tensor cores, within a
 processor; above 16,384 positions `_kernels/fft_conv_long.py` takes it in parts.
 
@@ -44,9 +44,10 @@ SIZES = {
     32_768: Size(128, 64, 4),
     65_536: Size(128, 64, 8),
 }
-"""Transforms by their length. As a thread has few registers, rows come first: the stages that take
-most products are those of columns. Parts of 8,192 positions take 3/4 of the products of parts of
-twice that, and leave room for two programs on a processor."""
+"""Transforms by their length; that of 2,048 is there to be timed beside tiles. As a thread has few
+registers, rows come first: the stages that take most products are those of columns. Parts of 8,192
+positions take 3/4 of the products of parts of twice that, and leave room for two programs on a
+processor."""
 SMALLEST = 1e-30
 """What numbers are divided by at least: its reciprocal is finite, and zeros stay zeros."""
 
@@ -82,13 +83,6 @@ def conv_channels_by_fft_products(
     taps = F.pad(taps[..., :seq_len].float(), (0, max(0, seq_len - taps.shape[-1])))
     x_low = x.to(product_dtype(x)).contiguous()
     return fft_products(x_low, taps, *size).to(x.dtype)
-
-
-def conv_by_fft_products(
-    x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"], size: Size | None = None
-) -> Float[Tensor, "B T D"]:
-    """`causal_conv` by the same kernels."""
-    return conv_channels_by_fft_products(x.movedim(-1, 0), taps, size).movedim(0, -1)
 
 
 def transform_size(seq_len: int) -> Size:
