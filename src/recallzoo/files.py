@@ -21,6 +21,8 @@ from typing import Any
 from recallzoo.errors import StoreError, UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+LOCK_FILE = ".lock"
+"""What `exclusive` holds in a folder that one process at a time may write to."""
 
 
 def _temporary(path: Path) -> Path:
@@ -180,7 +182,8 @@ def is_vacant(folder: Path) -> bool:
     """Whether a folder is absent or holds nothing but what a process writes, or a killed one
     left half written: then a first file may be put there without mixing it with another's."""
     return not folder.exists() or all(
-        path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()
+        path.name.startswith(TEMPORARY_PREFIX) or path.name == LOCK_FILE
+        for path in folder.iterdir()
     )
 
 

@@ -19,7 +19,7 @@ from recallzoo.executors._contract import Executor, Watcher
 from recallzoo.executors._record import recorded
 from recallzoo.executors.devices import runs_that_fit
 from recallzoo.executors.local import LocalExecutor
-from recallzoo.files import exclusive, read_json, write_json
+from recallzoo.files import LOCK_FILE, exclusive, read_json, write_json
 from recallzoo.preflight import check_runs
 from recallzoo.random import seed_of
 from recallzoo.run import Run
@@ -96,7 +96,7 @@ def sweep(
     busy = f"another process is writing to {store.folder}. Wait for it, or use another folder."
     with (
         _executor(options) as executor,
-        exclusive(store.folder / ".lock", busy),
+        exclusive(store.folder / LOCK_FILE, busy),
         _recorded(runs, store, executor, options) as record,
     ):
         store.clear_leftovers()

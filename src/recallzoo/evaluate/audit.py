@@ -11,7 +11,8 @@ a model added later costs its own losses only. The folder is described in
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,14 @@ from recallzoo.evaluate.causal_lm import (
 from recallzoo.evaluate.gap import LEVEL
 from recallzoo.evaluate.token_losses import TokenLosses
 from recallzoo.evaluate.token_text import TokenText
-from recallzoo.files import is_vacant, read_json, remove_leftovers, write_json
+from recallzoo.files import (
+    LOCK_FILE,
+    exclusive,
+    is_vacant,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from recallzoo.text import PairCounts, Split, TokenData, open_data
 from recallzoo.text._checksums import digest_of, sha256_of
 
@@ -53,9 +61,9 @@ _START_AGAIN = (
 def audit(options: AuditOptions, *, progress: bool = True) -> store.Audit:
     """Audit models, or continue where an earlier call was stopped; opens the result.
 
-    Raises UserError for models, data and options that do not fit together, and for models whose
-    losses are not finite; StoreError for damaged files and a full disk. What was finished before
-    is kept in either case.
+    Raises UserError for models, data and options that do not fit together, for models whose
+    losses are not finite, and while another process audits into the same folder; StoreError for
+    damaged files and a full disk. What was finished before is kept in either case.
     """
     sources = _find(options)
     data = open_data(options.data, verify=True)
@@ -67,47 +75,49 @@ def audit(options: AuditOptions, *, progress: bool = True) -> store.Audit:
         require_context(source, options.context)
     out = options.out or Path("audits") / f"{data.name}-{split.name}"
     settings = _settings(options, split)
-    _claim(out, settings, options.overwrite)
-    notes = _notes(sources, sliced, table, options)
-    texts = _Texts(as_prepared(split, options.max_tokens))
-    dtype: DtypeName = (
-        ("bf16" if device.type == "cuda" else "fp32") if options.dtype == "auto" else options.dtype
-    )
-    audited = []
-    for source in sources:
-        text = texts.of(source, table if source in sliced else None)
-        windows = _windows(text, options)
-        if table is not None and source in sliced and source is sliced[0]:
-            _label(out, windows, table, digest_of([settings, counts_digest]), progress)
-        about = _losses(out, source, windows, settings, dtype, device, options, progress)
-        audited.append(
-            AuditedModel(
-                source=source,
-                role="model" if len(audited) < len(options.models) else "reference",
-                is_sliced=source in sliced,
-                windows=windows,
-                about=about,
+    with _claimed(out, settings, options.overwrite):
+        notes = _notes(sources, sliced, table, options)
+        texts = _Texts(as_prepared(split, options.max_tokens))
+        dtype: DtypeName = (
+            ("bf16" if device.type == "cuda" else "fp32")
+            if options.dtype == "auto"
+            else options.dtype
+        )
+        audited = []
+        for source in sources:
+            text = texts.of(source, table if source in sliced else None)
+            windows = _windows(text, options)
+            if table is not None and source in sliced and source is sliced[0]:
+                _label(out, windows, table, digest_of([settings, counts_digest]), progress)
+            about = _losses(out, source, windows, settings, dtype, device, options, progress)
+            audited.append(
+                AuditedModel(
+                    source=source,
+                    role="model" if len(audited) < len(options.models) else "reference",
+                    is_sliced=source in sliced,
+                    windows=windows,
+                    about=about,
+                )
+            )
+            notes += [note for note in (*text.notes, *about["notes"]) if note not in notes]
+        write_summary(
+            Summary(
+                folder=out,
+                split=split,
+                max_tokens=options.max_tokens,
+                settings=settings,
+                models=audited,
+                table=table if sliced else None,
+                is_stand_in=is_stand_in,
+                cut_rates=options.cut_rates,
+                resamples=options.resamples,
+                level=LEVEL,
+                passages=options.passages,
+                seed=options.seed,
+                notes=notes,
             )
         )
-        notes += [note for note in (*text.notes, *about["notes"]) if note not in notes]
-    write_summary(
-        Summary(
-            folder=out,
-            split=split,
-            max_tokens=options.max_tokens,
-            settings=settings,
-            models=audited,
-            table=table if sliced else None,
-            is_stand_in=is_stand_in,
-            cut_rates=options.cut_rates,
-            resamples=options.resamples,
-            level=LEVEL,
-            passages=options.passages,
-            seed=options.seed,
-            notes=notes,
-        )
-    )
-    return store.Audit.open(out)
+        return store.Audit.open(out)
 
 
 def _find(options: AuditOptions) -> list[ModelSource]:
@@ -181,11 +191,24 @@ def _settings(options: AuditOptions, split: Split) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder, or see that it holds an audit with these settings."""
-    path = out / store.SETTINGS
-    if not path.exists() and (out.is_file() or not is_vacant(out)):
+@contextmanager
+def _claimed(out: Path, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """Hold the folder against a second audit, which would mix its losses with ours: made, or seen
+    to hold an audit with these settings. UserError where it is held or holds something else."""
+    _require_ours(out)
+    busy = f"another process is auditing into {out} right now. Wait for it, or use another --out."
+    with exclusive(out / LOCK_FILE, busy):
+        _claim(out, settings, overwrite)
+        yield
+
+
+def _require_ours(out: Path) -> None:
+    if not (out / store.SETTINGS).exists() and (out.is_file() or not is_vacant(out)):
         raise UserError(f"{out} exists and is no audit. Choose a new folder for --out.")
+
+
+def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    path = out / store.SETTINGS
     if path.exists():
         try:
             there = read_json(path)
@@ -201,8 +224,16 @@ def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
                 f"{out} holds losses made with other settings: "
                 f"{_differences(there, settings)}. {_START_AGAIN}"
             )
-        shutil.rmtree(out)
+        _empty(out)
     write_json(path, settings)
+
+
+def _empty(out: Path) -> None:
+    """Delete what an audit left, but not the lock that we hold; the settings, by which the folder
+    is known for an audit's, until they are replaced."""
+    for path in out.iterdir():
+        if path.name not in (LOCK_FILE, store.SETTINGS):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _differences(there: Any, now: dict[str, Any]) -> str:

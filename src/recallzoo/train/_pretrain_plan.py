@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recallzoo.errors import StoreError, UserError
-from recallzoo.files import exclusive, is_vacant, read_json, write_json
+from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, write_json
 from recallzoo.presets import Preset, preset
 from recallzoo.run import describe
 from recallzoo.text import Contexts, TokenData, open_data
@@ -18,7 +18,6 @@ from recallzoo.train._pretrain_options import PretrainOptions
 
 RUN_VERSION = 2
 RUN_FILE = "pretrain.json"
-LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
