@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recallzoo.mixers._contract import Context, ParameterRule, select_positions
+from recallzoo.mixers._contract import Context, ParameterRule
+from recallzoo.mixers._distinct_rows import distinct_rows
 from recallzoo.mixers._rotary import rotate
 from recallzoo.mixers._rows import (
     Form,
@@ -69,7 +70,7 @@ class RowAttention(Attention):
         positions, valid = gather_rows(selection.rows, capacity)
         weight, bias, D = self.qkv.weight, self.qkv.bias, self.d_model
         bias_q, bias_kv = (None, None) if bias is None else (bias[:D], bias[D:])
-        q = self._heads(F.linear(select_positions(x, positions), weight[:D], bias_q))
+        q = self._heads(F.linear(distinct_rows(x, positions), weight[:D], bias_q))
         k, v = map(self._heads, F.linear(x, weight[D:], bias_kv).chunk(2, dim=-1))
         q = rotate(q, positions[:, None, :], self.rotary_dim)
         k = rotate(k, torch.arange(x.shape[1], device=x.device), self.rotary_dim)

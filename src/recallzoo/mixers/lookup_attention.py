@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, select_positions
 from recallzoo.mixers._convolution import in_float32, linear_float32
+from recallzoo.mixers._distinct_rows import distinct_rows
 from recallzoo.mixers._occurrences import MAX_KEY_BITS, latest, occurrences
 
 
@@ -153,10 +154,14 @@ class LookupAttention(Mixer):
         left: lookup is a window of m there."""
         keys, code = self._keys(x, context)
         found = occurrences(self._split(keys)[..., 0])
-        following = (found.position + 1).clamp(max=x.shape[1] - 1)
+        # The last position's entry gets the first row, and is no match of any.
+        following = (found.position + 1) % x.shape[1]
         q, k, v = map(self._split, self.qkv(x).chunk(3, dim=-1))
-        q, k, v = _rows(q, found.position), _rows(k, following), _rows(v, following)
-        code = None if code is None else _rows(self._split(code), found.position)
+        q, k, v = (
+            distinct_rows(one, at)
+            for one, at in ((q, found.position), (k, following), (v, following))
+        )
+        code = None if code is None else distinct_rows(self._split(code), found.position)
         num_latest = min(self.num_latest, max(x.shape[1] - 1, 1))
         shifted_k, shifted_v = _shifted(k, num_latest), _shifted(v, num_latest)
         shifted_code = None if code is None else _shifted(code, num_latest)
@@ -172,7 +177,7 @@ class LookupAttention(Mixer):
         y = torch.zeros_like(self._heads(v))
         for weight, value in zip(weights.to(v.dtype).unbind(-1), shifted_v, strict=True):
             y = y + weight[..., None] * self._heads(value)
-        y = self._join(_rows(y.flatten(-2), found.entry))
+        y = self._join(distinct_rows(y.flatten(-2), found.entry))
         matched = self._join(torch.gather(found.place > 0, 1, found.entry)[..., None])
         return self._finish(y, matched)
 

@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from recallzoo.mixers._contract import Cache, Context, OptionValue, select_positions
+from recallzoo.mixers._contract import Cache, Context, OptionValue
+from recallzoo.mixers._distinct_rows import distinct_rows
 from recallzoo.mixers._occurrences import occurrences
 from recallzoo.mixers._shifts import ShiftFilter, tensor_of
 
@@ -54,7 +55,8 @@ class ShiftConv(ShiftFilter):
         the left of it: c is a sum over each token's entries, the present one left out."""
         found = occurrences(context.token_ids(self.name, 2))
         seq_len = x.shape[1]
-        total = select_positions(x.float(), (found.position + 1).clamp(max=seq_len - 1))
+        # The last position's entry gets the first row, and nothing stands behind it in its sum.
+        total = distinct_rows(x.float(), (found.position + 1) % seq_len)
         place = found.place[..., None]
         reach = 1
         while reach < seq_len:
@@ -63,7 +65,7 @@ class ShiftConv(ShiftFilter):
         c = torch.where(place >= 1, _shifted(total, 1), 0.0)
         if self.normalise:
             c = c / place.clamp(min=1)
-        return select_positions(c, found.entry)
+        return distinct_rows(c, found.entry)
 
     def init_cache(self, batch_size: int) -> Cache:
         conv = self.bias.new_zeros(batch_size, 0, self.d_model)
