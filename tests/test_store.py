@@ -17,8 +17,11 @@ from recallzoo.errors import StoreError, UserError
 from recallzoo.result import Result, SliceRow
 from recallzoo.store import ROWS_SCHEMA, STORE_VERSION, Store, flatten
 
+SEGMENT = {"task": {"task": "mqar", "task_version": 1, "seq_len": 64}, "num_examples": 10}
 CONFIG: dict[str, Any] = {
     "run_version": 1,
+    "data": {"seed": 0, "train": [SEGMENT], "valid": [SEGMENT], "test": [SEGMENT]},
+    "precision": "fp32",
     "model": {"d_model": 64, "mixers": [{"name": "attention", "options": []}]},
     "optimizer": {"learning_rate": 1e-3, "max_grad_norm": None},
     "seed": 0,
@@ -216,6 +219,69 @@ def test_a_damaged_run_is_named_with_the_way_out(tmp_path, name, how):
             read()
         assert str(tmp_path / "runs" / "bb") in str(error.value)
     assert store.read("aa") == result("aa")
+
+
+REMOVED = "(removed)"
+
+
+def edit(path: Path, field: str, value: Any) -> None:
+    """Set a field, such as config.data.test.0.task, of a JSON file, or remove it."""
+    content = json.loads(path.read_text())
+    *outer, last = field.split(".")
+    table = content
+    for name in outer:
+        table = table[int(name)] if isinstance(table, list) else table[name]
+    if value == REMOVED:
+        del table[last]
+    else:
+        table[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("config", REMOVED, "config is missing"),
+        ("config", [], "config is [], where names with values are wanted"),
+        ("config.seed", REMOVED, "config.seed is missing"),
+        ("config.seed", "0", 'config.seed is "0", where a whole number is wanted'),
+        ("config.optimizer.learning_rate", True, "learning_rate is true, where a number is wanted"),
+        ("config.data.test", [], "config.data.test is [], where a list of at least one is wanted"),
+        ("config.data.test.0.task", None, "config.data.test[0].task is null, where names"),
+        ("config.data.test.0.task.power", [1], "task.power is [1], where a whole number or"),
+        ("config.model.mixers.0.options", ["a"], 'options is ["a"], where a list of names'),
+        ("status", "done", "status is \"done\", where one of 'solved'"),
+        ("valid_accuracy", REMOVED, "valid_accuracy is missing"),
+        ("valid_accuracy", float("nan"), "valid_accuracy is nan, where a finite number is wanted"),
+        ("train_loss_nats", "1" * 99, f'train_loss_nats is "{"1" * 36}..., where a number or None'),
+        ("state_size.kv", "8", 'state_size.kv is "8", where a whole number is wanted'),
+        ("provenance.fallbacks", None, "provenance.fallbacks is null, where list is wanted"),
+        ("hash", "aa", "hash is 'aa', where the name of its folder is wanted"),
+        ("remark", "mine", "remark is no field of a result"),
+    ],
+    ids=str,
+)
+def test_a_result_that_was_edited_is_named_with_the_field(tmp_path, field, value, words):
+    store = Store(tmp_path)
+    store.write(result("aa"))
+    store.write(result("bb"))
+    path = tmp_path / "runs" / "bb" / "result.json"
+    edit(path, field, value)
+    for read in (lambda: store.read("bb"), store.table):
+        with pytest.raises(StoreError) as error:
+            read()
+        assert f"{path} was changed after it was written: " in str(error.value)
+        assert words in str(error.value)
+    assert store.read("aa") == result("aa")
+
+
+def test_what_a_result_may_lack_is_not_missed(tmp_path):
+    store = Store(tmp_path)
+    store.write(result())
+    path = tmp_path / "runs" / result().hash / "result.json"
+    for field in ("diverged_step", "provenance"):
+        edit(path, field, REMOVED)
+    assert store.read(result().hash) == result(provenance={})
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

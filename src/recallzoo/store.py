@@ -34,7 +34,7 @@ from recallzoo.files import (
     remove_leftovers,
     write_json,
 )
-from recallzoo.result import Result, SliceRow
+from recallzoo.result import Result, SliceRow, mistake
 
 STORE_VERSION = 1
 ROWS_SCHEMA = {"slice": pl.String, "value": pl.Int64, "correct": pl.Int64, "total": pl.Int64}
@@ -115,6 +115,16 @@ class Store:
             pl.DataFrame(rows, schema=ROWS_SCHEMA).write_parquet(folder / "rows.parquet")
             write_json(folder / "result.json", content)
 
+    def packs(self) -> dict[str, list[str]]:
+        """Runs in training together, by the name of their pack. StoreError for a damaged one."""
+        found = {}
+        for record in sorted((self.folder / "packs").glob("[!.]*/pack.json")):
+            members = read_json(record)
+            if not (isinstance(members, list) and all(isinstance(h, str) for h in members)):
+                raise StoreError(f"{record} is damaged. Delete {record.parent} and run again.")
+            found[record.parent.name] = members
+        return found
+
     def hashes(self) -> list[str]:
         """The finished runs."""
         return sorted(p.parent.name for p in (self.folder / "runs").glob("[!.]*/result.json"))
@@ -124,6 +134,7 @@ class Store:
         folder = self.folder / "runs" / run_hash
         try:
             content = read_json(folder / "result.json")
+            self._require_result(content, folder)
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             rows = pl.read_parquet(folder / "rows.parquet", glob=False)
             return Result(
@@ -133,6 +144,18 @@ class Store:
             )
         except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
             raise self._damaged(run_hash, error) from error
+
+    @staticmethod
+    def _require_result(content: Any, folder: Path) -> None:
+        wrong = mistake(content)
+        if wrong is None and content["hash"] != folder.name:
+            wrong = f"hash is {content['hash']!r}, where the name of its folder is wanted"
+        if wrong is not None:
+            raise StoreError(
+                f"{folder / 'result.json'} was changed after it was written: {wrong}. Put it back "
+                f"as it was, or delete {folder} and run the recipe again: only this run is "
+                f"repeated."
+            )
 
     def _damaged(self, run_hash: str, error: Exception) -> StoreError:
         return StoreError(

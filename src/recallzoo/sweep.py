@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 
 from recallzoo.devices import choose_device
-from recallzoo.errors import InvalidConfig, StoreError, UserError
+from recallzoo.errors import InvalidConfig, UserError
 from recallzoo.executors._contract import Executor, Watcher
 from recallzoo.executors._record import recorded
 from recallzoo.executors.devices import runs_that_fit
 from recallzoo.executors.local import LocalExecutor
-from recallzoo.files import LOCK_FILE, exclusive, read_json, write_json
+from recallzoo.files import LOCK_FILE, exclusive, write_json
 from recallzoo.preflight import check_runs
 from recallzoo.random import seed_of
 from recallzoo.run import Run
@@ -192,18 +192,15 @@ def _make_plan(
     for folder in (store.folder / "packs").glob("[!.]*/"):
         if not (folder / "pack.json").exists():  # killed while it was being removed
             shutil.rmtree(folder, ignore_errors=True)
-    for record in sorted((store.folder / "packs").glob("[!.]*/pack.json")):
-        members = read_json(record)
-        if not (isinstance(members, list) and all(isinstance(h, str) for h in members)):
-            raise StoreError(f"{record} is damaged. Delete {record.parent} and run again.")
+    for name, members in store.packs().items():
         if not all(h in by_hash for h in members):
             continue
         if any(h in waiting for h in members):
-            plan.packs.append((record.parent.name, [by_hash[h] for h in members]))
+            plan.packs.append((name, [by_hash[h] for h in members]))
             for h in members:
                 waiting.pop(h, None)
         else:
-            shutil.rmtree(record.parent, ignore_errors=True)
+            shutil.rmtree(store.folder / "packs" / name, ignore_errors=True)
     for members in _packs(list(waiting.values()), executor.runs_that_fit, max_pack_size):
         plan.packs.append(_record_pack(members, store))
     return plan

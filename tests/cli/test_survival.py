@@ -175,6 +175,25 @@ def test_a_damaged_run_is_named_before_anything_is_trained(tmp_path, run_cli, na
     assert run_cli("run", TINY, "--out", folder).code == 0
 
 
+def test_a_result_that_was_edited_is_named_and_the_others_are_kept(tmp_path, run_cli):
+    folder = tmp_path / "o"
+    assert run_cli("run", TINY, "--out", folder).code == 0
+    good = table(folder)
+    run = sorted((folder / "runs").iterdir())[0]
+    content = json.loads((run / "result.json").read_text())
+    del content["config"]["optimizer"]
+    (run / "result.json").write_text(json.dumps(content))
+    for arguments in (["report", folder], ["run", TINY, "--out", folder]):
+        outcome = run_cli(*arguments)
+        require_mistake(
+            outcome, f"{run / 'result.json'}", "config.optimizer is missing", "delete", code=1
+        )
+    shutil.rmtree(run)
+    again = run_cli("run", TINY, "--out", folder)
+    assert "2 runs, 1 finished" in again.err
+    assert_frame_equal(table(folder), good)
+
+
 @pytest.mark.parametrize("name", ["store.json", "packs/x/pack.json", "packs/x/pack.json 3"])
 def test_a_damaged_folder_is_named(tmp_path, run_cli, name):
     folder = tmp_path / "o"
@@ -183,6 +202,7 @@ def test_a_damaged_folder_is_named(tmp_path, run_cli, name):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(content or '{"store_ver')
     require_mistake(run_cli("run", TINY, "--out", folder), str(folder / name), code=1)
+    require_mistake(run_cli("report", folder), str(folder / name), code=1)
 
 
 def test_a_damaged_table_is_made_anew(tmp_path, run_cli):

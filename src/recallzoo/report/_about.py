@@ -125,9 +125,7 @@ def contracts(store: Store) -> list[dict[str, Any]]:
 
 def num_waiting(store: Store) -> int:
     """Runs that a sweep has planned in this folder and not finished."""
-    planned: set[str] = set()
-    for record in (store.folder / "packs").glob("[!.]*/pack.json"):
-        planned.update(read_json(record))
+    planned = {run_hash for members in store.packs().values() for run_hash in members}
     return sum(not store.has(run_hash) for run_hash in planned)
 
 
