@@ -1,6 +1,7 @@
 """Time and memory of a training step over the length of the sequence: hybrids beside attention.
 
     python benchmarks/scaling.py --device cuda
+    python benchmarks/scaling.py --device cuda --minutes 9                   again until it is done
     python benchmarks/scaling.py --device cuda --models attention lookup --seq-lens 8192 16384
     python benchmarks/scaling.py --device cpu --seq-lens 256 512 1024 --d-model 32 --num-heads 2 \
         --fit-from 256 --repeats 2                                       a dry run, minutes
@@ -8,13 +9,19 @@
 Each model is BaseConv (3 taps) with one special layer in `--num-layers` of 16, which is the 6 % of
 the paper's 3 in 48, placed in the middle; `attention` has attention in every layer, by PyTorch's
 fused operator. All have the same widths and gated MLPs. A step is forward and backward of the
-hidden states of one sequence under bfloat16 autocast, with neither head nor optimiser, whose cost
-is the same for all and linear in the length. Models take turns at every length.
+hidden states of one sequence under bfloat16 autocast, the residual stream in bfloat16 as the
+trainer has it, with neither head nor optimiser, whose cost is the same for all and linear in the
+length. Models take turns at every length.
 
 Before anything is timed, the selected rows' forms must agree with the plain one. The exponent is
 the slope of a least-squares line through log(median seconds) over log(tokens), of the lengths of at
-least `--fit-from` tokens. A model that does not fit into memory is recorded as such. What was
-measured so far is in the file after every length.
+least `--fit-from` tokens. A model that does not fit into memory is recorded as such, and so is one
+that fails, for which the exit code is 1.
+
+The result and its charts are written after every length. A result that is there already, of the
+same settings, commit and device, goes on: a length at which all models were timed is not timed
+again, and one that was interrupted is begun anew, so that models stand beside attention of the same
+call. `--minutes` begins no further length after that time.
 """
 
 import argparse
@@ -22,24 +29,27 @@ import gc
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import scaling_charts
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from recallzoo.devices import is_out_of_memory
-from recallzoo.files import write_json
+from recallzoo.files import read_json, write_json
 from recallzoo.mixers import Context, MixerConfig, mixer
 from recallzoo.mixers._rows import Form, attend_rows
 from recallzoo.model import LanguageModel, ModelConfig, place
-from recallzoo.provenance import environment
+from recallzoo.provenance import commit, environment
 
 VOCAB_SIZE = 16_384
 SEQ_LENS = [2048, 4096, 8192, 16_384, 32_768, 65_536]
 WARMUP = 2
+OUT_OF_MEMORY = "out of memory"
 
 
 def special_mixers(num_heads: int, num_rows: int, seq_len: int) -> dict[str, MixerConfig]:
@@ -81,7 +91,7 @@ def build(name: str, options: argparse.Namespace, seq_len: int) -> LanguageModel
     model.to(options.device)
     if options.compile:
         for block in model.blocks:
-            block.compile(dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
     return model
 
 
@@ -125,7 +135,8 @@ def measure_model(name: str, seq_len: int, options: argparse.Namespace) -> dict[
     def step() -> None:
         context = Context(tokens=tokens, dropout_key=key)
         with torch.autocast(options.device, dtype=torch.bfloat16):
-            x = model.hidden(tokens, context=context)
+            vectors = model.embedding.tokens(tokens).to(torch.bfloat16)
+            x = model.mix(vectors, None, context)
         loss = x.float().square().mean() + sum(context.losses.values())
         loss.backward()
         model.zero_grad()
@@ -169,14 +180,19 @@ def rows_of(seq_len: int, options: argparse.Namespace) -> tuple[Tensor, ...]:
 
 
 def require_equal_forms(options: argparse.Namespace) -> None:
-    """SystemExit unless every form computes what the plain one does."""
+    """SystemExit unless every form computes what the plain one does in float32."""
     q, k, v, positions, valid = rows_of(2048, options)
-    plain = attend_rows(q, k, v, positions, valid, Context(), form="plain").detach().float()
+    exact_of = (q.float(), k.float(), v.float(), positions, valid)
+    exact = attend_rows(*exact_of, Context(), form="plain").detach()
     for form in forms(options):
         y = attend_rows(q, k, v, positions, valid, Context(), form=form).detach().float()
-        # bfloat16 has 8 bits: 0.4 % of values of size one, through two products.
-        if float((y - plain).abs().max()) > 0.02:
-            raise SystemExit(f"form {form} differs from the plain one: nothing was timed")
+        errors = (y - exact).norm(dim=-1) / exact.norm(dim=-1)
+        # bfloat16 has 8 bits: 0.4 % of each score, weight and value, and scores are exponents.
+        if float(errors.max()) > 0.03:
+            raise SystemExit(
+                f"form {form} differs from the plain one by {float(errors.max()):.3f} of a row: "
+                f"nothing was timed"
+            )
 
 
 def forms(options: argparse.Namespace) -> list[Form]:
@@ -186,15 +202,17 @@ def forms(options: argparse.Namespace) -> list[Form]:
 
 
 def attempt(measure: Callable[[], dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
-    """What was measured, or that it did not fit."""
+    """What was measured, or that it did not fit, or how it failed."""
     try:
         done = measure()
         print(f"{row}: {done['median_seconds']:.4f} s, {_gib(done['peak_memory_bytes'])}")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is told, and the other models are timed
+        words = OUT_OF_MEMORY
         if not is_out_of_memory(error):
-            raise
-        done = {**row, "error": "out of memory"}
-        print(f"{row}: out of memory")
+            traceback.print_exc()
+            words = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        done = {**row, "error": words}
+        print(f"{row}: {words}", flush=True)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -205,47 +223,51 @@ def _gib(num_bytes: int | None) -> str:
     return "memory not measured" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
 
 
-def summary(rows: list[dict[str, Any]], fit_from: int) -> dict[str, Any]:
-    """Exponents by model, and from which length on each is faster than attention."""
-    medians: dict[str, dict[int, float]] = {}
-    memory: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if "error" not in row:
-            medians.setdefault(row["model"], {})[row["seq_len"]] = row["median_seconds"]
-            if row["peak_memory_bytes"]:
-                memory.setdefault(row["model"], {})[row["seq_len"]] = row["peak_memory_bytes"]
-    reference = medians.get("attention", {})
+def measure_length(seq_len: int, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one length."""
     return {
-        name: {
-            "time_exponent": exponent(times, fit_from),
-            "memory_exponent": exponent(memory.get(name, {}), fit_from),
-            "faster_than_attention_from": faster_from(times, reference),
-            "times_as_fast_as_attention": {
-                str(n): round(reference[n] / t, 2) for n, t in times.items() if n in reference
-            },
-        }
-        for name, times in medians.items()
+        "forms": [
+            attempt(
+                lambda form=form: measure_form(form, seq_len, options),
+                {"form": form, "seq_len": seq_len},
+            )
+            for form in forms(options)
+        ],
+        "models": [
+            attempt(
+                lambda one=one: measure_model(one, seq_len, options),
+                {"model": one, "seq_len": seq_len},
+            )
+            for one in options.models
+        ],
     }
 
 
-def exponent(values: dict[int, float], fit_from: int) -> float | None:
-    """Slope of log(value) over log(length); None for fewer than two lengths."""
-    chosen = sorted(n for n in values if n >= fit_from)
-    if len(chosen) < 2:
-        return None
-    slope = np.polyfit(np.log(chosen), np.log([values[n] for n in chosen]), 1)[0]
-    return round(float(slope), 3)
+def started(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The result that is there already, if it is of the same settings, commit and device, else a
+    fresh one. SystemExit if another result is there."""
+    if not out.exists():
+        return fresh
+    there = read_json(out)
+    same = ("settings", "commit", "device")
+    differing = [name for name in same if there.get(name) != fresh[name]]
+    if differing:
+        raise SystemExit(
+            f"{out} holds a result of other {', '.join(differing)}: nothing was timed. Move it "
+            f"away, or give another --out."
+        )
+    return there
 
 
-def faster_from(times: dict[int, float], reference: dict[int, float]) -> int | None:
-    """The least length from which on a model is faster at every length that both were timed at."""
-    common = sorted(set(times) & set(reference))
-    slower = [n for n in common if times[n] >= reference[n]]
-    faster = [n for n in common if n > (slower[-1] if slower else 0)]
-    return faster[0] if faster else None
+def is_whole(result: dict[str, Any], seq_len: int, options: argparse.Namespace) -> bool:
+    """Whether all models were timed at a length, or did not fit."""
+    found = {
+        row["model"]: row.get("error") for row in result["models"] if row["seq_len"] == seq_len
+    }
+    return all(found.get(one, "missing") in (None, OUT_OF_MEMORY) for one in options.models)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -254,8 +276,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--seq-lens", type=int, nargs="+", default=SEQ_LENS)
-    parser.add_argument("--d-model", type=int, default=1024)
-    parser.add_argument("--num-heads", type=int, default=16)
+    parser.add_argument("--d-model", type=int, default=768)
+    parser.add_argument("--num-heads", type=int, default=12)
     parser.add_argument("--num-layers", type=int, default=16)
     parser.add_argument("--num-rows", type=int, default=256, help="rows selected, k")
     parser.add_argument("--fit-from", type=int, default=8192, help="shortest length of the fit")
@@ -263,8 +285,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="blocks; as default on cuda"
     )
+    parser.add_argument("--minutes", type=float, help="begin no further length after this time")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device. Use --device cpu for a dry run.")
     if options.compile is None:
@@ -272,41 +295,60 @@ def main() -> None:
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     short = name.lower().replace("nvidia", "").split()[0]
     out = options.out or Path("results") / f"scaling_{short}.json"
-    settings = {k: v for k, v in vars(options).items() if k != "out"}
-    result: dict[str, Any] = {
-        "settings": settings,
-        "environment": environment(),
-        "device": name,
-        "load_average": os.getloadavg(),
-        "fit": f"least squares of log(median seconds) over log(tokens), >= {options.fit_from}",
-        "models": [],
-        "forms": [],
-    }
+    # Beyond the limit blocks would run uncompiled, and be timed so.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    apart = ("out", "models", "seq_lens", "minutes")
+    result = started(
+        out,
+        {
+            "command": "python benchmarks/scaling.py --device " + options.device,
+            "settings": {k: v for k, v in vars(options).items() if k not in apart},
+            "commit": commit(),
+            "environment": environment(),
+            "device": name,
+            "load_average": os.getloadavg(),
+            "fit": f"least squares of log(median seconds) over log(tokens), of lengths from "
+            f"{options.fit_from} tokens on",
+            "models": [],
+            "forms": [],
+        },
+    )
+    begun = time.monotonic()
     require_equal_forms(options)
+    timed_here, left = 0, []
     for seq_len in sorted(options.seq_lens):
-        for form in forms(options):
-            result["forms"].append(
-                attempt(
-                    lambda form=form, n=seq_len: measure_form(form, n, options),
-                    {"form": form, "seq_len": seq_len},
-                )
-            )
-        for one in options.models:
-            result["models"].append(
-                attempt(
-                    lambda one=one, n=seq_len: measure_model(one, n, options),
-                    {"model": one, "seq_len": seq_len},
-                )
-            )
-        result["summary"] = summary(result["models"], options.fit_from)
+        if is_whole(result, seq_len, options):
+            print(f"{seq_len} tokens: timed before")
+            continue
+        minutes = (time.monotonic() - begun) / 60
+        if timed_here and options.minutes is not None and minutes >= options.minutes:
+            left.append(seq_len)
+            continue
+        timed_here += 1
+        for kind, rows in measure_length(seq_len, options).items():
+            others = [row for row in result[kind] if row["seq_len"] != seq_len]
+            result[kind] = sorted([*others, *rows], key=lambda row: row["seq_len"])
+        result["summary"] = scaling_charts.summary(result["models"], options.fit_from)
         write_json(out, result)
-    for one, found in result["summary"].items():
+        scaling_charts.draw(result, out.parent, out.stem)
+    for one, found in result.get("summary", {}).items():
         print(
             f"{one}: seconds grow as T^{found['time_exponent']}, memory as "
             f"T^{found['memory_exponent']}; faster than attention from "
             f"{found['faster_than_attention_from']} tokens"
         )
     print(f"written to {out}")
+    if left:
+        print(f"time is up before {', '.join(map(str, left))} tokens; the same command goes on")
+    failed = {
+        f"{row[kind]} at {row['seq_len']}"
+        for kind in ("model", "form")
+        for row in result[f"{kind}s"]
+        if row.get("error", OUT_OF_MEMORY) != OUT_OF_MEMORY
+    }
+    if failed:
+        raise SystemExit(f"failed: {', '.join(sorted(failed))}")
 
 
 if __name__ == "__main__":
