@@ -14,7 +14,8 @@ from recallzoo.cells import cells
 from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_report
 from recallzoo.report._about import contracts, notes, runs_table
-from recallzoo.report._accuracy import run_row
+from recallzoo.report._accuracy import accuracy_figure, run_row
+from recallzoo.report._charts import Look
 from recallzoo.report._entries import colours, entries, labels_of
 from recallzoo.report._page import json_for_script
 from recallzoo.report._published import published_points, published_rows
@@ -206,6 +207,14 @@ def test_every_kind_of_folder_gives_a_report(tmp_path, results):
     store = store_of(tmp_path / "runs", results)
     written = write_report(store, tmp_path / "out", ("html",))
     assert [path.name for path in written] == ["report.html"]
+
+
+def test_bars_of_one_width_stand_in_the_order_of_the_numbers_in_their_names():
+    labels = [f"learned, k = {k}" for k in (128, 16, 8)]
+    found = entries([result(label, label=label) for label in labels])
+    figure = accuracy_figure(found, Look.of(labels_of(found)))
+    order = figure.spec["spec"]["layer"][0]["encoding"]["y"]["sort"]
+    assert order == ["learned, k = 8", "learned, k = 16", "learned, k = 128"]
 
 
 def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):

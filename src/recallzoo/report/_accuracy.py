@@ -1,5 +1,6 @@
 """Accuracy over width, length and mixer (arXiv:2312.04927, Figure 2); over the state's size."""
 
+import re
 from typing import Any
 
 import altair as alt
@@ -104,7 +105,12 @@ def _over_models(rows: list[dict[str, Any]], look: Look, published: list[Any]) -
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".2~f"),
     )
-    y = alt.Y("series:N", title=None, axis=alt.Axis(labelLimit=180, ticks=False, domain=False))
+    y = alt.Y(
+        "series:N",
+        title=None,
+        sort=sorted({row["series"] for row in rows}, key=_natural),
+        axis=alt.Axis(labelLimit=180, ticks=False, domain=False),
+    )
     base = alt.Chart().encode(y=y).transform_filter(ours)
     inside = alt.datum.accuracy > 0.5
     layers = [
@@ -136,6 +142,12 @@ def _over_models(rows: list[dict[str, Any]], look: Look, published: list[Any]) -
         height=max(70, 36 * num_series),
         pick=False,
     )
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Order by which k = 8 stands before k = 16."""
+    parts = re.split(r"(\d+)", text)
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]
 
 
 def _published_tooltip() -> list[alt.Tooltip]:

@@ -13,6 +13,7 @@ from recallzoo.report._about import contracts, how_made, notes, num_waiting, run
 from recallzoo.report._accuracy import accuracy_figure, state_figure
 from recallzoo.report._charts import Figure, Look
 from recallzoo.report._entries import Entry, entries, labels_of, plain
+from recallzoo.report._least import has_several_widths, least_figure, least_table
 from recallzoo.report._page import chart_data, page
 from recallzoo.report._sensitivity import sensitivity_figure, sensitivity_table
 from recallzoo.report._slices import slice_figures
@@ -58,8 +59,14 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
             learning_rate=named["learning_rate"],
             slices=[figure for figure in figures if figure.name.startswith("slice_")],
             state=named.get("state_size"),
+            least=named.get("least"),
+            several_widths=has_several_widths(found),
             chart_data=chart_data(figures),
-            tables={"cells": sensitivity_table(found), "runs": runs_table(found)},
+            tables={
+                "cells": sensitivity_table(found),
+                "least": least_table(found),
+                "runs": runs_table(found),
+            },
             contracts=contracts(store),
             how_made=how_made(results, store.commands()),
         )
@@ -76,6 +83,7 @@ def draw(found: list[Entry], rows_of: Callable[[str], list[SliceRow]]) -> list[F
         sensitivity_figure(found, look),
         *slice_figures(found, look, rows_of),
         state_figure(found, look),
+        least_figure(found, look),
     ]
     return [figure for figure in figures if figure is not None]
 
