@@ -80,11 +80,14 @@ _RESULT: dict[str, Any] = {
         "optimizer": {"learning_rate": float},
     },
     "state_size": {...: int},
-    "provenance": {"fallbacks": list},
+    "provenance": {"commit": str | None, "device": str | None, "fallbacks": list},
 }
 """What is read of a stored result: names with types, ... for all other names, lists of at least
 one. What is not named here is shown as it stands."""
-_OPTIONAL = ("seq_len", "num_pairs", "source_sha256", "diverged_step", "provenance", "fallbacks")
+_OPTIONAL = (
+    *("seq_len", "num_pairs", "source_sha256"),
+    *("diverged_step", "provenance", "commit", "device", "fallbacks"),
+)
 
 
 def mistake(content: Any) -> str | None:
@@ -94,6 +97,8 @@ def mistake(content: Any) -> str | None:
     if found is None:
         unknown = (f"{name} is no field of a result" for name in content if name not in _RESULT)
         found = next(unknown, None)
+    if found is None and content["config"]["optimizer"]["learning_rate"] <= 0:  # drawn as a log
+        found = "config.optimizer.learning_rate is not above 0"
     return found
 
 
