@@ -1,5 +1,7 @@
 """A pretraining run's folder: one process at a time, a model when it is wanted, and exports."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -69,7 +71,12 @@ def test_a_finished_run_without_a_model_gets_it_when_it_is_asked_for(data, finis
 
 def test_the_run_of_an_older_version_is_refused_by_its_version(data, run):
     there = read_json(run / "pretrain.json")
-    write_json(run / "pretrain.json", {**there, "run_version": there["run_version"] - 1})
+    there["run_version"] -= 1
+    config = {name: value for name, value in there.items() if name != "hash"}
+    there["hash"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    write_json(run / "pretrain.json", there)
+    about = run / "checkpoints" / "step-00000006" / "checkpoint.json"
+    write_json(about, {**read_json(about), "run": there["hash"]})
     with pytest.raises(UserError, match=r"older recallzoo.*or use another --out"):
         pretrain(options(data, run))
     export_run(run, run.parent / "exported")

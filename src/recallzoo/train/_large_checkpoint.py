@@ -11,6 +11,7 @@ full disk or a kill leaves the last good one. Nothing is pickled.
 
 import contextlib
 import os
+import re
 import shutil
 import warnings
 from concurrent.futures import Future
@@ -55,6 +56,8 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last whole checkpoint's step; None if there is none. StoreError if it is damaged,
         UserError if it is of a newer version or of another run."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(f"{self.folder} is a file; checkpoints want a folder there. Move it.")
         steps = finished_steps(self.folder)
         if not steps:
             return None
@@ -134,10 +137,10 @@ class Checkpoints:
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in a folder, ascending."""
-    return sorted(
-        int(path.parent.name.removeprefix("step-")) for path in folder.glob(f"step-*/{ABOUT}")
-    )
+    """Steps of the whole checkpoints in a folder, ascending. A user's folders of other names are
+    left alone."""
+    names = [path.parent.name for path in folder.glob(f"step-*/{ABOUT}")]
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d{8,}", name))
 
 
 def check(path: Path, run_hash: str | None = None) -> None:
@@ -152,9 +155,20 @@ def check(path: Path, run_hash: str | None = None) -> None:
             f"{path} was written by a newer recallzoo (checkpoint version {version}, this one "
             f"knows {CHECKPOINT_VERSION}). Upgrade recallzoo, or use another --out."
         )
-    if run_hash is not None and about["run"] != run_hash:
+    run, step, files = (about.get(name) for name in ("run", "step", "files"))
+    for name, good in (
+        ("run", isinstance(run, str)),
+        ("step", isinstance(step, int) and path.name == f"step-{step:08d}"),
+        ("files", isinstance(files, dict) and all(isinstance(n, int) for n in files.values())),
+    ):
+        if not good or not about[name]:
+            raise StoreError(
+                f"{path / ABOUT} was changed after it was written: {name} is {about.get(name)!r}. "
+                f"{_other(path)}"
+            )
+    if run_hash is not None and run != run_hash:
         raise UserError(
-            f"{path} belongs to another run ({about['run']}, this one is {run_hash}). Use another "
+            f"{path} belongs to another run ({run}, this one is {run_hash}). Use another "
             f"--out, or delete {path.parent}."
         )
     for name, size in about["files"].items():

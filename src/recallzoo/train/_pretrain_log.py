@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from recallzoo.errors import UserError
+from recallzoo.errors import StoreError, UserError
 from recallzoo.files import explain_os_error, write_text
+from recallzoo.options import fits
 
 METRICS = "metrics.jsonl"
 
@@ -41,16 +42,39 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics: a kill may have cut the last one."""
+    """The lines of a run's metrics; none if there is no file. A kill may have cut the last one,
+    which is left out. StoreError if another one is damaged."""
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise StoreError(f"could not read {path}: {error.strerror or error}.") from error
+    found = [_whole(line) for line in lines]
+    if found and found[-1] is None:
+        found.pop()
+    if None in found:
+        raise StoreError(
+            f"line {found.index(None) + 1} of {path} is damaged. Put it right, or move the file "
+            f"away and run the same command: training goes on, and only the metrics before are "
+            f"missing."
+        )
+    return [line for line in found if line is not None]
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    required = (
+        ("step", "seconds") if isinstance(values, dict) and "loss_nats" in values else ("step",)
+    )
+    is_whole = (
+        isinstance(values, dict)
+        and all(values.get(name) is not None for name in required)
+        and all(fits(value, float | None) for value in values.values())
+    )
+    return values if is_whole else None
 
 
 def open_sinks(

@@ -37,12 +37,16 @@ class Plan:
     @property
     def hash(self) -> str:
         """16 hexadecimal digits of the run."""
-        text = json.dumps(self.config, sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hash(self.config)
 
     @property
     def tokens_per_step(self) -> int:
         return self.global_batch * self.context
+
+
+def _hash(config: dict[str, Any]) -> str:
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def make_plan(options: PretrainOptions) -> Plan:
@@ -163,23 +167,36 @@ def alone(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder. UserError if there is none or it is newer."""
+    """The configuration of the run in a folder. UserError if there is none or it is newer,
+    StoreError if it is not as it was written."""
     path = folder / RUN_FILE
     if not path.is_file():
         raise UserError(
             f"{folder} holds no pretraining run ({RUN_FILE} is missing). Give the --out of a "
             f"recallzoo pretrain command."
         )
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except StoreError as error:
+        raise _damaged(path) from error
     version = content.get("run_version") if isinstance(content, dict) else None
     if not isinstance(version, int):
-        raise StoreError(f"{path} names no version; it was damaged.")
+        raise _damaged(path)
     if version > RUN_VERSION:
         raise UserError(
             f"{folder} was written by a newer recallzoo (run version {version}, this one knows "
             f"{RUN_VERSION}). Upgrade recallzoo, or use another --out."
         )
+    if content.get("hash") != _hash({k: v for k, v in content.items() if k != "hash"}):
+        raise _damaged(path)
     return content
+
+
+def _damaged(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read as it was written: it was changed or damaged. Put it back as it "
+        f"was, or give another --out; the checkpoints beside it are left alone."
+    )
 
 
 def _compared(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[tuple]:

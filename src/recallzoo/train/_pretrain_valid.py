@@ -43,7 +43,8 @@ class Validation:
         contexts = data.split("valid").contexts(context + 1, stride=context, partial="drop")
         if not len(contexts):
             return None
-        chosen = np.unique(np.linspace(0, len(contexts) - 1, num_contexts).round().astype(int))
+        number = min(num_contexts, len(contexts))
+        chosen = np.unique(np.linspace(0, len(contexts) - 1, number).round().astype(int))
         batch = contexts.batch(chosen[processes.rank :: processes.world_size])
         counts, note = None, None
         try:

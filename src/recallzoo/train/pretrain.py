@@ -20,7 +20,8 @@ import math
 import os
 import statistics
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
+from recallzoo.options import fits
 from recallzoo.provenance import environment
 from recallzoo.text import open_data
 from recallzoo.train import _large_model as large
@@ -50,6 +52,16 @@ from recallzoo.train._token_order import Batches, TokenOrder
 SUMMARY = "summary.json"
 UNTIMED_STEPS = 5
 """Steps whose speed is not counted: they compile and allocate."""
+_SUMMARISED = {
+    **dict.fromkeys(("status", "hash", "device", "compile"), str),
+    **dict.fromkeys(("steps", "tokens"), int),
+    **dict.fromkeys(
+        ("train_loss_nats", "tokens_per_second", "mfu", "peak_memory_gib"), float | None
+    ),
+    "valid": dict | None,
+    "notes": list,
+}
+"""What of a stored summary is read."""
 
 
 def pretrain(options: PretrainOptions) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     plan = make_plan(options)
     if (options.out / SUMMARY).exists():
         open_run(options.out, plan)
-        return _finished(options, read_json(options.out / SUMMARY))
+        return _finished(options, _read_summary(options.out / SUMMARY, plan))
     processes = large.join_processes(options.device)
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
@@ -71,6 +83,34 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         summary = _Run(options, plan, processes, started, held).train()
     processes.leave()
     return summary
+
+
+def _read_summary(path: Path, plan: Plan) -> dict[str, Any]:
+    wrong = "its JSON"
+    with suppress(StoreError):  # whose advice is to delete the folder, checkpoints and all
+        summary = read_json(path)
+        wrong = _changed(summary, plan)
+        if wrong is None:
+            return summary
+    raise StoreError(
+        f"{path} was changed after it was written: {wrong} is not as it was. Delete the file and "
+        f"run the same command: the last checkpoint gives it anew."
+    )
+
+
+def _changed(summary: Any, plan: Plan) -> str | None:
+    """The first field of a stored summary that cannot be as it was written; None if all can."""
+    if not isinstance(summary, dict):
+        return "its JSON"
+    for name, wanted in _SUMMARISED.items():
+        if name not in summary or not fits(summary[name], wanted):
+            return name
+    for name, value in (("hash", plan.hash), ("steps", plan.num_steps)):
+        if summary[name] != value:
+            return name
+    if summary["valid"] and not fits(summary["valid"].get("valid_loss_nats"), float):
+        return "valid"
+    return None
 
 
 def _finished(options: PretrainOptions, summary: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +169,17 @@ class _Run:
         processes.wait()
         self.metrics = Metrics(options.out, sinks)
 
-        self.engine = Engine(options, plan, processes, micro_batch, self.progress.warned)
+        try:
+            self.engine = Engine(options, plan, processes, micro_batch, self.progress.warned)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            model = plan.preset.model
+            raise UserError(
+                f"{plan.preset.name} with width {model.d_model:,} and {model.num_layers:,} layers "
+                f"does not fit into memory before it trains. Give a smaller --d-model or "
+                f"--num-layers, or share it out over more GPUs with --parallel fsdp."
+            ) from error
         self.checkpoints = Checkpoints(
             options.out / "checkpoints", processes, plan.hash, options.keep_checkpoints
         )

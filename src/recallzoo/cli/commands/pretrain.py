@@ -32,19 +32,24 @@ def main(argv: list[str]) -> int:
     if int(os.environ.get("RANK", 0)):
         return 0
     valid = summary["valid"] or {}
-    losses = [f"train loss {summary['train_loss_nats']:.4f} nats"]
+    losses = []
+    # Metrics that were moved away tell of the steps since alone.
+    if summary["train_loss_nats"] is not None:
+        losses.append(f"train loss {summary['train_loss_nats']:.4f} nats")
     if valid:
         losses.append(f"validation loss {valid['valid_loss_nats']:.4f} nats")
     print(
         f"{summary['status']} at step {summary['steps']:,} ({summary['tokens']:,} tokens): "
-        + ", ".join(losses)
+        + (", ".join(losses) or "metrics.jsonl has no losses")
     )
-    speed = [f"{summary['tokens_per_second']:,.0f} tokens/s"]
+    speed = []
+    if summary["tokens_per_second"] is not None:
+        speed.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
     if summary["mfu"] is not None:
         speed.append(f"MFU {100 * summary['mfu']:.1f} %")
     if summary["peak_memory_gib"] is not None:
         speed.append(f"peak memory {summary['peak_memory_gib']:.1f} GiB")
-    print(f"{', '.join(speed)}, {summary['device']}, compiled: {summary['compile']}")
+    print(", ".join([*speed, summary["device"], f"compiled: {summary['compile']}"]))
     for note in summary["notes"]:
         print(f"note: {note}")
     if summary["status"] == "finished" and (options.out / "model").exists():
