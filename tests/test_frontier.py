@@ -40,7 +40,7 @@ def test_placement_moves_one_special_layer_through_the_depth_and_spreads_several
 def test_sizes_vary_by_their_option_alone():
     rows = selection_size((8, 16, 128), (64,), (4,), **SMALL)
     assert [dict(run.model.mixers[1].options)["num_rows"] for run in rows] == [8, 16]
-    matches = lookup_size((1, 4), ("mqar",), **SMALL)
+    matches = lookup_size((1, 4), tasks=("mqar",), **SMALL)
     options = [dict(run.model.mixers[1].options) for run in matches]
     assert [(one["match"], one["num_latest"]) for one in options] == [
         ("token", 1),
@@ -53,6 +53,19 @@ def test_sizes_vary_by_their_option_alone():
 def test_parameter_efficiency_lowers_the_width():
     runs = parameter_efficiency(("lookup",), (64,), (4,), (8, 16), **SMALL)
     assert [run.model.d_model for run in runs] == [8, 16]
+
+
+def test_lookups_of_one_kind_alone_are_asked_for_by_name():
+    runs = lookup_size((4,), ("token",), ("mqar",), **SMALL)
+    assert [run.label for run in runs] == ["token lookup, m = 4"]
+
+
+@pytest.mark.parametrize(
+    "recipe", [hybrids, placement, selection_size, lookup_size, parameter_efficiency]
+)
+def test_learning_rates_of_a_cell_stop_together_where_that_is_asked_for(recipe):
+    assert not any(run.budget.stop_group for run in recipe(**SMALL))
+    assert all(run.budget.stop_group for run in recipe(**SMALL, stop_group=True))
 
 
 def test_an_unknown_model_and_unequal_lists_are_refused():

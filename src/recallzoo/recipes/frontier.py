@@ -12,12 +12,15 @@ Each hybrid has its special layer last; `placement` moves it.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from recallzoo.errors import InvalidConfig, UnknownName
 from recallzoo.mixers import MixerConfig, mixer
 from recallzoo.model import ModelConfig, place
 from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.tasks import Data, task
+
+Match = Literal["token", "hash"]
 
 HASH_HEADS = 4
 """Heads of a hashed lookup, each with a code of its own."""
@@ -54,6 +57,7 @@ def hybrids(
     num_examples: int = 100_000,
     num_epochs: int = 64,
     batch_size: int = 256,
+    stop_group: bool = False,
 ) -> list[Run]:
     """MQAR at four lengths: which input-dependent layer lets BaseConv recall?
 
@@ -71,6 +75,7 @@ def hybrids(
         num_examples: Training examples.
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
+        stop_group: Stop all learning rates of a cell once one of them has solved it.
     """
     return [
         _run(
@@ -80,6 +85,7 @@ def hybrids(
             seed,
             num_epochs,
             batch_size,
+            stop_group,
             label=name,
         )
         for name in models
@@ -103,6 +109,7 @@ def placement(
     num_examples: int = 100_000,
     num_epochs: int = 64,
     batch_size: int = 256,
+    stop_group: bool = False,
 ) -> list[Run]:
     """How many layers should be input-dependent, and at which depth?
 
@@ -122,6 +129,7 @@ def placement(
         num_examples: Training examples.
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
+        stop_group: Stop all learning rates of a cell once one of them has solved it.
     """
     for name in models:
         if name in ALL and name not in SPECIAL:
@@ -138,6 +146,7 @@ def placement(
             seed,
             num_epochs,
             batch_size,
+            stop_group,
             label=f"{name} at {', '.join(map(str, layers))} of {num_layers}",
         )
         for name in models
@@ -160,6 +169,7 @@ def selection_size(
     num_examples: int = 100_000,
     num_epochs: int = 64,
     batch_size: int = 256,
+    stop_group: bool = False,
 ) -> list[Run]:
     """How many rows must a learned selection have, k, to answer all queries?
 
@@ -174,6 +184,7 @@ def selection_size(
         num_examples: Training examples.
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
+        stop_group: Stop all learning rates of a cell once one of them has solved it.
     """
     if num_rows and seq_lens and min(num_rows) > max(seq_lens):
         raise InvalidConfig(
@@ -188,6 +199,7 @@ def selection_size(
             seed,
             num_epochs,
             batch_size,
+            stop_group,
             label=f"learned, k = {rows}",
         )
         for seq_len, pairs in _lengths(seq_lens, num_pairs)
@@ -200,6 +212,7 @@ def selection_size(
 
 def lookup_size(
     num_latest: tuple[int, ...] = (1, 2, 4, 8, 16),
+    matches: tuple[Match, ...] = ("token", "hash"),
     tasks: tuple[str, ...] = ("mqar", "forgetting"),
     seq_len: int = 256,
     num_pairs: int = 16,
@@ -210,11 +223,13 @@ def lookup_size(
     num_examples: int = 100_000,
     num_epochs: int = 64,
     batch_size: int = 256,
+    stop_group: bool = False,
 ) -> list[Run]:
     """How many matches must a lookup see, m: of tokens and of hashes?
 
     Args:
         num_latest: Matches that a query sees, m.
+        matches: What must be equal: tokens, hashes of hidden states, or both in turn.
         tasks: Recall tasks with seq_len, num_pairs and vocab_size.
         seq_len: Length of the examples, in tokens.
         num_pairs: Key-value pairs in an example.
@@ -225,6 +240,7 @@ def lookup_size(
         num_examples: Training examples.
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
+        stop_group: Stop all learning rates of a cell once one of them has solved it.
     """
     return [
         _run(
@@ -247,10 +263,11 @@ def lookup_size(
             seed,
             num_epochs,
             batch_size,
+            stop_group,
             label=f"{match} lookup, m = {latest}",
         )
         for name in tasks
-        for match in ("token", "hash")
+        for match in matches
         for latest in num_latest
         for learning_rate in learning_rates
         for seed in seeds
@@ -268,6 +285,7 @@ def parameter_efficiency(
     num_examples: int = 100_000,
     num_epochs: int = 64,
     batch_size: int = 256,
+    stop_group: bool = False,
 ) -> list[Run]:
     """The fewest parameters and the smallest state that reach 0.9, for each mixer and length.
 
@@ -286,6 +304,7 @@ def parameter_efficiency(
         num_examples: Training examples.
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
+        stop_group: Stop all learning rates of a cell once one of them has solved it.
     """
     return hybrids(
         models,
@@ -299,6 +318,7 @@ def parameter_efficiency(
         num_examples,
         num_epochs,
         batch_size,
+        stop_group,
     )
 
 
@@ -352,6 +372,7 @@ def _run(
     seed: int,
     num_epochs: int,
     batch_size: int,
+    stop_group: bool,
     *,
     label: str,
 ) -> Run:
@@ -359,7 +380,7 @@ def _run(
         data=data,
         model=model,
         optimizer=Optimizer(learning_rate=learning_rate),
-        budget=Budget(num_epochs=num_epochs, batch_size=batch_size),
+        budget=Budget(num_epochs=num_epochs, batch_size=batch_size, stop_group=stop_group),
         seed=seed,
         precision="bf16",
         label=label,
