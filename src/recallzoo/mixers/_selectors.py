@@ -102,7 +102,9 @@ class Random(Selector):
         return Selection(self._draw(prefix), capacity=x.shape[1])
 
     def _hash(self, token: Int[Tensor, "*S"], position: Int[Tensor, "..."]) -> Int[Tensor, "*S"]:
-        return mix64(mix64(position * _GOLDEN + self.seed) + token)
+        # The seed by xor, not by addition: the compiler takes sums and products of positions for
+        # 32-bit addresses, which these constants exceed.
+        return mix64(mix64((position ^ self.seed) * _GOLDEN) + token)
 
     def _draw(self, prefix: Int[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
         return ((mix64(prefix) >> 11) & (2**53 - 1)) < round(self.rate * 2**53)
