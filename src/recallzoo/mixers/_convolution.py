@@ -40,19 +40,19 @@ MAX_TOEPLITZ = {"cpu": 128, "cuda": 1024}
 """Length up to which Toeplitz matrices are used. Forward and backward on a CPU core take, against
 FFT, 0.4 to 1 times as long at T = 64, 1.5 (small batches) to 0.3 (large ones, as in packs) at
 128, and about 2 at 256. On CUDA products are fast and Fourier transforms are not."""
-TILES = range(65, 3201)
-"""Lengths for which tiles are used. Forward and backward on an H100, 16 sequences of 768 channels,
-take 0.1 of the time of Toeplitz matrices at T = 1,024, and of that of FFT 0.21 there, 0.23 at
-2,048 and 0.35 at 4,096."""
-FFT_PRODUCTS = range(3201, 65_537)
-"""Lengths for which FFT products are used: their work grows with T^(3/2), that of tiles with T^2.
-At 4,096 they take 0.52 of the time of tiles, and for 2,048 positions the same transform would take
-1.5 times as long as tiles. Transforms in parts, above 16,384, have not been timed. On GPUs of the
-Hopper generation alone: for others the compiler keeps their numbers in memory."""
-MAX_TILES = 8192
-"""Length up to which tiles are used on other GPUs."""
-MAX_TILED_TAPS = 1600
-"""Taps up to which tiles serve longer inputs too: the work a position is that at T = 3,200."""
+TILES = range(65, 8193)
+"""Lengths for which tiles are used, but for those of FFT products. Forward and backward on an H100,
+16 sequences of 768 channels, take 0.1 of the time of Toeplitz matrices at T = 1,024, and of that of
+FFT 0.20 there, 0.23 at 2,048 and 0.35 at 4,096."""
+FFT_PRODUCTS = (range(1793, 2049), range(2561, 65_537))
+"""Lengths for which FFT products are used: their work grows with T^(3/2), that of tiles with T^2,
+and is that of the next power of two. On an H100 they take, of the time of tiles, 0.69 (4 sequences)
+to 0.91 (16) at 2,048, 0.42 to 0.51 at 4,096, 0.40 at 8,192 and 0.28 at 16,384; transforms in parts,
+above that, have not been timed. On GPUs of the Hopper generation alone: for others the compiler
+keeps their numbers in memory."""
+MAX_TILED_TAPS = 1024
+"""Taps up to which tiles serve every length, as they stop where the taps do: FFT products take the
+time of tiles of about 900 taps at T = 4,096 and of 1,600 at 8,192."""
 
 
 def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
@@ -68,11 +68,11 @@ def causal_conv(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[
 def way_of_channels(x: Tensor, seq_len: int, num_taps: int) -> Callable[[Tensor, Tensor], Tensor]:
     """The way for more than a few taps, of inputs whose channels come first."""
     if x.is_cuda and HAS_TRITON and product_dtype(x) in (torch.bfloat16, torch.float16):
-        if seq_len in TILES or (seq_len >= TILES.stop and num_taps <= MAX_TILED_TAPS):
+        if seq_len >= TILES.start and num_taps <= MAX_TILED_TAPS:
             return conv_channels_by_tiles
-        if seq_len in FFT_PRODUCTS and is_hopper(x.device.index):
+        if any(seq_len in lengths for lengths in FFT_PRODUCTS) and is_hopper(x.device.index):
             return conv_channels_by_fft_products
-        if TILES.stop <= seq_len <= MAX_TILES:
+        if seq_len in TILES:
             return conv_channels_by_tiles
     if seq_len <= MAX_TOEPLITZ.get(x.device.type, 0):
         return conv_channels_by_toeplitz

@@ -44,10 +44,9 @@ SIZES = {
     32_768: Size(128, 64, 4),
     65_536: Size(128, 64, 8),
 }
-"""Transforms by their length; that of 2,048 is there to be timed beside tiles. As a thread has few
-registers, rows come first: the stages that take most products are those of columns. Parts of 8,192
-positions take 3/4 of the products of parts of twice that, and leave room for two programs on a
-processor."""
+"""Transforms by their length. As a thread has few registers, rows come first: the stages that take
+most products are those of columns. Parts of 8,192 positions take 3/4 of the products of parts of
+twice that, and leave room for two programs on a processor."""
 SMALLEST = 1e-30
 """What numbers are divided by at least: its reciprocal is finite, and zeros stay zeros."""
 
