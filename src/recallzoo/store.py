@@ -4,6 +4,7 @@
       store.json                 format version
       commands.json              the command lines that trained here, in order
       sweep.json                 how and how long each call of a sweep trained
+      planned.json               what every run that was asked for is, finished or not
       runs/<hash>/               one finished run, written at once; present means whole
         result.json              config, outcome, provenance
         metrics.jsonl            one line a look at the validation set
@@ -37,6 +38,7 @@ from recallzoo.files import (
 from recallzoo.result import Result, SliceRow, mistake
 
 STORE_VERSION = 1
+PLAN_VERSION = 1
 ROWS_SCHEMA = {"slice": pl.String, "value": pl.Int64, "correct": pl.Int64, "total": pl.Int64}
 
 
@@ -124,6 +126,32 @@ class Store:
                 raise StoreError(f"{record} is damaged. Delete {record.parent} and run again.")
             found[record.parent.name] = members
         return found
+
+    def plan(self, runs: dict[str, dict[str, Any]]) -> None:
+        """Remember what was asked for: hash -> what the run is, in a few plain words. Runs that
+        earlier calls asked for stay."""
+        known = self.planned()
+        if not runs.keys() <= known.keys():
+            content = {"plan_version": PLAN_VERSION, "runs": known | runs}
+            write_json(self.folder / "planned.json", content)
+
+    def planned(self) -> dict[str, dict[str, Any]]:
+        """What `plan` was given. StoreError if it is damaged or of a newer version."""
+        path = self.folder / "planned.json"
+        if not path.exists():
+            return {}
+        content = read_json(path)
+        version = content.get("plan_version") if isinstance(content, dict) else None
+        runs = content.get("runs") if version == PLAN_VERSION else None
+        if not isinstance(runs, dict) or not all(
+            isinstance(run, dict) and isinstance(run.get("cell"), str) for run in runs.values()
+        ):
+            raise StoreError(
+                f"{path} is damaged, or was written by a newer recallzoo (plan version {version}, "
+                f"this one knows {PLAN_VERSION}). Delete it: the results do not need it, and "
+                f"recallzoo run writes it anew."
+            )
+        return runs
 
     def hashes(self) -> list[str]:
         """The finished runs."""

@@ -5,7 +5,9 @@ pack is written down before it trains, so that a sweep that was killed goes on w
 packs from their last checkpoints and ends with the same table as one left alone.
 """
 
+import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +50,8 @@ class SweepOptions:
     """Most devices of the cluster to use at once; None uses all."""
     packs_per_device: int = 1
     """Packs that share a device of the cluster: one trains while another compiles."""
+    seconds: float | None = None
+    """Time after which no pack is begun, and those in training stop at a checkpoint."""
 
     def __post_init__(self) -> None:
         if self.executor not in ("local", "ray"):
@@ -67,6 +71,8 @@ class SweepOptions:
             )
         if self.max_pack_size is not None and self.max_pack_size < 1:
             raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")
+        if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
+            raise InvalidConfig(f"seconds={self.seconds} must be a finite time above 0.")
         if self.executor == "local":
             choose_device(self.device)
         elif self.device not in ("auto", "cpu", "cuda"):
@@ -86,20 +92,23 @@ class _Plan:
 def sweep(
     runs: list[Run], store: Store, watcher: Watcher, options: SweepOptions | None = None
 ) -> list[Result]:
-    """Train every run that `store` does not hold yet; return the results of all of them.
+    """Train every run that `store` does not hold yet; return the results of all of them, or,
+    where `options.seconds` did not suffice, of those that are finished.
 
     Raises what `check_runs` does before anything trains, UserError if another process is writing
     to the store.
     """
+    started = time.monotonic()
     options = options or SweepOptions()
     check_runs(runs)
     busy = f"another process is writing to {store.folder}. Wait for it, or use another folder."
     with (
-        _executor(options) as executor,
+        _executor(options, started) as executor,
         exclusive(store.folder / LOCK_FILE, busy),
         _recorded(runs, store, executor, options) as record,
     ):
         store.clear_leftovers()
+        store.plan({run.hash: _in_words(run) for run in runs})
         plan = _make_plan(runs, store, executor, options.max_pack_size)
         num_finished = sum(store.has(run.hash) for run in runs)
         record["num_packs"] = len(plan.packs)
@@ -113,8 +122,29 @@ def sweep(
             lambda name, pack: _halve(name, pack, store, watcher, options.packs_per_device),
         )
         store.clear_leftovers()  # of workers that were lost meanwhile
-        store.write_table()
-    return [store.read(run.hash) for run in runs]
+        finished = [run.hash for run in runs if store.has(run.hash)]
+        if len(finished) < len(runs):
+            record["outcome"] = "out of time"
+        if finished:
+            store.write_table()
+    return [store.read(run_hash) for run_hash in finished]
+
+
+def _in_words(run: Run) -> dict[str, Any]:
+    """What a run is, for those who read a folder in which it is not finished."""
+    tasks = dict.fromkeys(segment.task for segment in run.data.test)
+    lengths, pairs = (
+        ", ".join(dict.fromkeys(str(getattr(task, name, None)) for task in tasks))
+        for name in ("seq_len", "num_pairs")
+    )
+    names = ", ".join(dict.fromkeys(task.name for task in tasks))
+    sizes = f"{names}, {lengths} tokens" + f", {pairs} pairs" * (pairs != "None")
+    return {
+        "cell": f"{run.model_label}, {run.model.num_layers} layers, width {run.model.d_model}, "
+        f"{run.precision}; {sizes}",
+        "learning_rate": run.optimizer.learning_rate,
+        "seed": run.seed,
+    }
 
 
 @contextmanager
@@ -145,9 +175,10 @@ def _recorded(
 
 
 @contextmanager
-def _executor(options: SweepOptions) -> Iterator[Executor]:
+def _executor(options: SweepOptions, started: float) -> Iterator[Executor]:
+    deadline = None if options.seconds is None else started + options.seconds
     if options.executor == "local":
-        yield LocalExecutor(options.device, options.compiled, options.checkpoint_seconds)
+        yield LocalExecutor(options.device, options.compiled, options.checkpoint_seconds, deadline)
         return
     from recallzoo.executors.on_ray import RayOptions, ray_executor
 
@@ -158,6 +189,7 @@ def _executor(options: SweepOptions) -> Iterator[Executor]:
         packs_per_device=options.packs_per_device,
         compiled=options.compiled,
         checkpoint_seconds=options.checkpoint_seconds,
+        deadline=deadline,
     )
     with ray_executor(ray_options) as executor:
         yield executor

@@ -13,8 +13,8 @@ from recallzoo.cli import known_commands, main
 from recallzoo.errors import StoreError, UserError
 
 OPTIONS = {
-    "run": "checkpoint-seconds device devices dry-run executor help max-pack-size mixer out "
-    "packs-per-device ray-address",
+    "run": "checkpoint-seconds device devices dry-run executor help max-pack-size minutes "
+    "mixer out packs-per-device ray-address",
     "export": "data help out overwrite step",
     "pretrain": (
         "beta checkpoint-activations compile context cut-rates d-model data device epochs "

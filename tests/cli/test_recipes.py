@@ -164,3 +164,22 @@ def test_a_recipe_is_needed(run_cli):
     require_mistake(run_cli("run"), "name a recipe", "quickstart")
     require_mistake(run_cli("run", "--device", "cpu"), "name a recipe")
     require_mistake(run_cli("run", "--seq-lens", 3, 4), "name a recipe")
+
+
+def test_a_time_limit_ends_with_a_code_of_its_own_and_the_same_command_goes_on(run_cli, tmp_path):
+    folder = tmp_path / "o"
+    arguments = ("run", RECIPES / "tiny.py", "--out", folder, "--minutes")
+    stopped = run_cli(*arguments, 1e-9)
+    assert (stopped.code, stopped.out) == (75, f"no run is finished in {folder} yet\n")
+    assert "2 of 2 runs are left; run the same command to go on." in stopped.err
+    done = run_cli(*arguments, 10)
+    assert done.code == 0
+    assert "left" not in done.err
+    assert run_cli(*arguments, 1e-9).code == 0, "nothing is left"
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "inf", "nan"])
+def test_a_time_limit_that_is_no_time_is_refused(run_cli, tmp_path, minutes):
+    arguments = ("run", RECIPES / "tiny.py", "--out", tmp_path / "o", "--minutes", minutes)
+    require_mistake(run_cli(*arguments), f"--minutes {float(minutes)}", "above 0")
+    assert not (tmp_path / "o").exists()

@@ -13,7 +13,7 @@ from stores import HOSTILE, figure2, result, store_of
 from recallzoo.cells import cells
 from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_report
-from recallzoo.report._about import contracts, notes, runs_table
+from recallzoo.report._about import contracts, missing_runs, notes, runs_table
 from recallzoo.report._accuracy import accuracy_figure, run_row
 from recallzoo.report._charts import Look
 from recallzoo.report._entries import colours, entries, labels_of
@@ -183,14 +183,37 @@ def test_divergence_and_fallbacks_are_noted_with_counts():
             result(seed=2, learning_rate=1e-2, status="group_solved"),
         ]
     )
-    assert notes(found, num_waiting=3) == [
+    assert notes(found, {"Hyena, width 64": (2, 4), "H3, width 64": (1, 4)}) == [
         "3 runs of these recipes are not finished. Run the same recallzoo run command again to "
-        "finish them.",
+        "finish them. A cell that lacks some may choose another learning rate once it has them.",
+        "not finished: 2 of 4 runs of Hyena, width 64",
+        "not finished: 1 of 4 runs of H3, width 64",
         "1 runs stopped when another learning rate had solved their task; their accuracy is a "
         "lower bound.",
         "attention diverged at learning rate 0.001 in 1 of 2 runs.",
         "ran eager (2 runs)",
     ]
+
+
+def test_the_page_names_the_cells_whose_runs_are_not_all_finished(tmp_path):
+    done = [result(width=width, seed=seed) for width in (16, 32) for seed in (0, 1)]
+    store = store_of(tmp_path / "runs", done[:3])
+    assert missing_runs(store) == {}
+    store.plan({one.hash: {"cell": f"width {one.config['model']['d_model']}"} for one in done})
+    store.plan({"0123": {"cell": "width <64>"}})
+    assert missing_runs(store) == {"width 32": (1, 2), "width <64>": (1, 1)}
+    write_report(store, tmp_path / "out", ("html",))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2 runs of these recipes are not finished" in page
+    assert "not finished: 1 of 2 runs of width 32" in page
+    assert "not finished: 1 of 1 runs of width &lt;64&gt;" in page
+
+
+def test_a_folder_from_before_plans_were_kept_says_how_many_runs_are_left(tmp_path):
+    store = store_of(tmp_path / "runs", [result()])
+    (tmp_path / "runs" / "packs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "packs" / "x" / "pack.json").write_text(json.dumps(["a", "b"]))
+    assert missing_runs(store) == {"cells that are not described": (2, 2)}
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,6 @@ class Executor(Protocol):
         ...
 
     def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
-        """Train all of them. Each result is in the store, and told of, when its run finishes.
-        Raises what a pack raised; what was finished is kept."""
+        """Train all of them, or as many as its time allows. Each result is in the store, and told
+        of, when its run finishes. Raises what a pack raised; what was finished is kept."""
         ...

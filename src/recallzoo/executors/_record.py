@@ -25,7 +25,7 @@ def recorded(folder: Path, **facts: Any) -> Iterator[dict[str, Any]]:
 
     started, ended    UTC; a call that was killed has no end
     wall_seconds      between them, taken from a clock that is never set
-    outcome           finished, or the name of what was raised
+    outcome           finished, the caller's own word, or the name of what was raised
 
     Raises StoreError if the file is damaged or of a newer version.
     """
@@ -46,7 +46,7 @@ def recorded(folder: Path, **facts: Any) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(StoreError):  # what was raised is the better message
             end(type(error).__name__)
         raise
-    end("finished")
+    end(entry["outcome"] or "finished")
 
 
 def _calls(path: Path) -> list[Any]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ of its own beside it."""
 class Outcome:
     """How a pack ended. Errors travel as text, as not every exception survives the journey."""
 
-    what: Literal["done", "out of memory", "failed", "lost"]
+    what: Literal["done", "out of time", "out of memory", "failed", "lost"]
     message: str = ""
     exit_code: int = 0
 
@@ -63,15 +64,17 @@ class PackWorker:
             # So that a pack that is too large is halved, not the one that happened to be beside.
             torch.cuda.set_per_process_memory_fraction(MEMORY_IN_ALL / options.packs_per_device)
 
-    def train(self, name: str, runs: list[Run]) -> Outcome:
-        """Train a pack to its end, or go on from its checkpoint."""
+    def train(self, name: str, runs: list[Run], ends_at: float | None) -> Outcome:
+        """Train a pack to its end, or go on from its checkpoint; until that time of day at most:
+        of time that is left a worker would not know how much its start took."""
+        deadline = None if ends_at is None else time.monotonic() + ends_at - time.time()
         self._mailbox.put.remote(name, None)
         try:
-            return self._train(name, runs)
+            return self._train(name, runs, deadline)
         finally:
             free_memory(torch.device(self._options.device))
 
-    def _train(self, name: str, runs: list[Run]) -> Outcome:
+    def _train(self, name: str, runs: list[Run], deadline: float | None) -> Outcome:
         """Each result is in the store before training goes on, as the next checkpoint will not
         know of it."""
         options = self._options
@@ -87,6 +90,7 @@ class PackWorker:
                     checkpoint=pack_folder / "checkpoint.safetensors",
                     checkpoint_seconds=options.checkpoint_seconds,
                     on_progress=lambda progress: self._mailbox.put.remote(name, progress),
+                    deadline=deadline,
                 ),
             )
             for result in pack.train():
@@ -97,6 +101,8 @@ class PackWorker:
             if not is_out_of_memory(error):
                 raise
             return Outcome("out of memory")
+        if not pack.is_done:
+            return Outcome("out of time")
         shutil.rmtree(pack_folder, ignore_errors=True)
         return Outcome("done")
 

@@ -1,6 +1,7 @@
 """Packs in this process."""
 
 import shutil
+import time
 
 from recallzoo.devices import choose_device, is_out_of_memory
 from recallzoo.executors._contract import Halve, NamedPack, Watcher
@@ -13,8 +14,15 @@ from recallzoo.train.packed import Pack, PackOptions
 class LocalExecutor:
     """One pack after another on one device. UserError if it is not there."""
 
-    def __init__(self, device: str, compiled: bool | None, checkpoint_seconds: float) -> None:
+    def __init__(
+        self,
+        device: str,
+        compiled: bool | None,
+        checkpoint_seconds: float,
+        deadline: float | None = None,
+    ) -> None:
         self._compiled, self._checkpoint_seconds = compiled, checkpoint_seconds
+        self._deadline = deadline
         self._device = choose_device(device)
         self.device, self.num_devices = str(self._device), 1
 
@@ -22,14 +30,16 @@ class LocalExecutor:
         return runs_that_fit(run, self._device)
 
     def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
-        number, waiting = 0, list(packs)
-        while waiting:
+        number, waiting, has_time = 0, list(packs), True
+        while waiting and has_time:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                return
             name, members = waiting.pop(0)
             number += 1
             watcher.pack_started(members, number, number + len(waiting))
             fits = True
             try:
-                self._train_pack(name, members, store, watcher)
+                has_time = self._train_pack(name, members, store, watcher)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -42,7 +52,8 @@ class LocalExecutor:
             if not fits:
                 waiting = halve(name, members) + waiting
 
-    def _train_pack(self, name: str, members: list[Run], store: Store, watcher: Watcher) -> None:
+    def _train_pack(self, name: str, members: list[Run], store: Store, watcher: Watcher) -> bool:
+        """Whether it was trained to its end."""
         folder = store.folder / "packs" / name
         pack = Pack(
             members,
@@ -52,10 +63,13 @@ class LocalExecutor:
                 checkpoint=folder / "checkpoint.safetensors",
                 checkpoint_seconds=self._checkpoint_seconds,
                 on_progress=watcher.pack_progressed,
+                deadline=self._deadline,
             ),
         )
         for result in pack.train():
             if not store.has(result.hash):
                 store.write(result)
                 watcher.run_finished(result)
-        shutil.rmtree(folder, ignore_errors=True)
+        if pack.is_done:
+            shutil.rmtree(folder, ignore_errors=True)
+        return pack.is_done

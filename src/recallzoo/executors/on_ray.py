@@ -69,6 +69,8 @@ class RayOptions:
     packs_per_device: int
     compiled: bool | None
     checkpoint_seconds: float
+    deadline: float | None = None
+    """Value of `time.monotonic()` after which no pack is begun; None never."""
 
 
 class RayExecutor:
@@ -116,16 +118,20 @@ class RayExecutor:
         several = self.num_devices * self._options.packs_per_device > 1
         waiting = longest_first(packs) if several else list(packs)
         training, losses, lanes = dict[Any, _Training](), _Losses(store), self._lanes(store)
-        number, last_sign = 0, time.monotonic()
+        number, last_sign, has_time = 0, time.monotonic(), True
         try:
             while waiting or training:
+                left = self._seconds_left()
+                if not has_time or (left is not None and left <= 0):
+                    waiting = []  # they are written down: the next sweep goes on with them
                 if waiting:
                     lanes.ask_for(min(self.num_devices, len(waiting) + len(training)))
                 while waiting and (seat := lanes.take(expected_cost(waiting[0][1]))):
                     name, runs = waiting.pop(0)
                     lane = watcher.beside() if isinstance(watcher, ManyPacksWatcher) else watcher
                     done = {run.hash for run in runs if store.has(run.hash)}
-                    reference = seat.worker.train.remote(name, runs)
+                    ends_at = None if left is None else time.time() + left
+                    reference = seat.worker.train.remote(name, runs, ends_at)
                     training[reference] = _Training(name, runs, lane, seat, reported=done)
                 ended = self._ended(list(training))
                 for name, progress in self._ray.get(self._mailbox.take.remote()).items():
@@ -157,6 +163,7 @@ class RayExecutor:
                     if pack.started:
                         pack.watcher.pack_ended()
                     outcome, is_alive = self._outcome(reference)
+                    has_time = has_time and outcome.what != "out of time"
                     lanes.give_back(pack.seat, is_alive=is_alive)
                     waiting = _follow_up(pack, outcome, halve, losses, watcher) + waiting
                 if not waiting:
@@ -166,6 +173,10 @@ class RayExecutor:
             for pack in training.values():
                 if pack.started:
                     pack.watcher.pack_ended()
+
+    def _seconds_left(self) -> float | None:
+        deadline = self._options.deadline
+        return None if deadline is None else deadline - time.monotonic()
 
     def _lanes(self, store: Store) -> Lanes:
         options = WorkerOptions(

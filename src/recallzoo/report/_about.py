@@ -61,13 +61,23 @@ def _first_of_each_task(result: Result) -> list[dict[str, Any]]:
     return [segment for split in ("train", "valid", "test") for segment in data[split]]
 
 
-def notes(found: list[Entry], num_waiting: int) -> list[str]:
-    """Divergence, fallbacks, runs stopped early or missing: what changes how to read the page."""
+def notes(found: list[Entry], missing: dict[str, tuple[int, int]]) -> list[str]:
+    """Divergence, fallbacks, runs stopped early or missing: what changes how to read the page.
+    `missing` as `missing_runs` gives it."""
     lines = []
-    if num_waiting:
+    if missing:
+        num_runs = sum(left for left, _ in missing.values())
         lines.append(
-            f"{num_waiting} runs of these recipes are not finished. Run the same recallzoo run "
-            f"command again to finish them."
+            f"{num_runs} runs of these recipes are not finished. Run the same recallzoo run "
+            f"command again to finish them. A cell that lacks some may choose another learning "
+            f"rate once it has them."
+        )
+        lines += _shortened(
+            [
+                f"not finished: {left} of {of} runs of {cell}"
+                for cell, (left, of) in missing.items()
+            ],
+            "planned.json in the folder has every one.",
         )
     diverged: Counter[tuple[str, float]] = Counter()
     tried: Counter[tuple[str, float]] = Counter()
@@ -123,10 +133,16 @@ def contracts(store: Store) -> list[dict[str, Any]]:
     return found
 
 
-def num_waiting(store: Store) -> int:
-    """Runs that a sweep has planned in this folder and not finished."""
-    planned = {run_hash for members in store.packs().values() for run_hash in members}
-    return sum(not store.has(run_hash) for run_hash in planned)
+def missing_runs(store: Store) -> dict[str, tuple[int, int]]:
+    """By cell, how many of the runs planned in this folder are not finished, and of how many.
+    Cells without one are left out."""
+    planned = {run_hash: run["cell"] for run_hash, run in store.planned().items()}
+    for members in store.packs().values():  # of folders older than planned.json
+        for run_hash in members:
+            planned.setdefault(run_hash, "cells that are not described")
+    of = Counter(planned.values())
+    left = Counter(cell for run_hash, cell in planned.items() if not store.has(run_hash))
+    return {cell: (left[cell], of[cell]) for cell in of if left[cell]}
 
 
 def runs_table(found: list[Entry]) -> dict[str, Any]:

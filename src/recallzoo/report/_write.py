@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from recallzoo.errors import UserError
 from recallzoo.files import atomic_file, write_text
-from recallzoo.report._about import contracts, how_made, notes, num_waiting, runs_table
+from recallzoo.report._about import contracts, how_made, missing_runs, notes, runs_table
 from recallzoo.report._accuracy import accuracy_figure, state_figure
 from recallzoo.report._charts import Figure, Look
 from recallzoo.report._entries import Entry, entries, labels_of, plain
@@ -33,7 +33,8 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
     """
     if out_folder.exists() and not out_folder.is_dir():
         raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
-    waiting = num_waiting(store)
+    missing = missing_runs(store)
+    waiting = sum(left for left, _ in missing.values())
     results = _read(store)
     if not results:
         hint = (
@@ -53,7 +54,7 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
             results=results,
             models=sorted({entry.series for entry in found}),
             tasks=list(dict.fromkeys(entry.panel for entry in found)),
-            notes=[plain(note) for note in notes(found, waiting)],
+            notes=[plain(note) for note in notes(found, missing)],
             verdict=_verdict(found),
             accuracy=named["accuracy"],
             learning_rate=named["learning_rate"],

@@ -70,6 +70,8 @@ class PackOptions:
     checkpoint: Path | None = None
     """File for checkpoints; None keeps none."""
     on_progress: Callable[[Progress], None] | None = None
+    deadline: float | None = None
+    """Value of `time.monotonic()` at which training stops, to go on later; None never."""
 
 
 @dataclass
@@ -97,6 +99,8 @@ class Pack:
         self._epoch = 0
         self._seconds_before = 0.0
         self._step_seconds = 0.0
+        deadline = self.options.deadline
+        self._deadline = math.inf if deadline is None else deadline
 
         data = runs[0].data
         splits = make_splits(data, self.device)
@@ -117,16 +121,37 @@ class Pack:
         self._state_size = _state_size(runs[0])
 
     def train(self) -> Iterator[Result]:
-        """Train to the end, or go on from the last checkpoint. Yields each run's result."""
+        """Train to the end, or go on from the last checkpoint. Yields each run's result.
+
+        With a deadline it ends early, with a checkpoint, where the epochs up to the next look at
+        the validation set are not expected to fit; `is_done` tells. Those up to the first look
+        are broken off, as there was nothing to expect their time from.
+        """
         self._load_checkpoint()
         self._started = self._last_checkpoint = time.monotonic()
+        breaks_off_at = self._deadline
         while self._members:
-            self._train_until_evaluation()
+            began, compiled = time.monotonic(), self._program.all_compile_seconds
+            if not self._train_until_evaluation(breaks_off_at):
+                return
+            breaks_off_at = math.inf
             yield from self._leave()
-            if time.monotonic() - self._last_checkpoint > self.options.checkpoint_seconds:
+            now = time.monotonic()
+            took = now - began - (self._program.all_compile_seconds - compiled)
+            is_last = now + took > self._deadline
+            if is_last or now - self._last_checkpoint > self.options.checkpoint_seconds:
                 self._save_checkpoint()
+            if is_last:
+                return
 
-    def _train_until_evaluation(self) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether every run has its result."""
+        return not self._members
+
+    def _train_until_evaluation(self, breaks_off_at: float) -> bool:
+        """Train up to the next look at the validation set, and look. False where that time came
+        first: what was trained since the last look is lost then."""
         program = self._program
         epochs = min(self.budget.evaluate_every, self.budget.num_epochs - self._epoch)
         steps_before = int(program.step)
@@ -138,7 +163,10 @@ class Pack:
             for done, segment in enumerate(program.start_epoch(self._epoch), start=1):
                 program.train_step(segment, next_batch[segment])
                 next_batch[segment] += 1
-                if time.monotonic() - last_report > self.options.progress_seconds:
+                now = time.monotonic()
+                if now > breaks_off_at:
+                    return False
+                if now - last_report > self.options.progress_seconds:
                     self._report(self._epoch * self.steps_per_epoch + done, steps_before)
                     last_report = time.monotonic()
             self._epoch += 1
@@ -160,6 +188,7 @@ class Pack:
                 }
             )
         self._report(self._epoch * self.steps_per_epoch, steps_before)
+        return True
 
     def _leave(self) -> Iterator[Result]:
         """Results of the runs that are done, which leave the pack."""

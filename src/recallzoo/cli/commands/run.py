@@ -5,7 +5,7 @@ usage: recallzoo run RECIPE [OPTIONS]
        recallzoo run --mixer path/to/file.py:Class [RECIPE] [OPTIONS]
 
 Runs that a results folder holds already are not trained again, and an interrupted command goes
-on where it stopped: run it once more.
+on where it stopped: run it once more. With --minutes it stops by itself, with exit code 75.
 
 A mixer of your own (--mixer) needs no change to this package: any nn.Module built as
 Class(d_model, max_seq_len, **options) whose forward takes [B, T, D] and returns the same. It is
@@ -17,6 +17,7 @@ examples:
   recallzoo run quickstart --dry-run
   recallzoo run ladder --mixers attention rwkv4 --seq-lens 32 64
   recallzoo run path/to/recipe.py:small --out runs/small --device cuda
+  recallzoo run figure2 --seq-lens 64 --minutes 20
   recallzoo run --mixer my_mixer.py:MyMixer
 """
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 RECIPE_FOR_MIXERS = "ladder"
 """Trained by `--mixer` when no recipe is named."""
+EXIT_OUT_OF_TIME = 75
+"""What --minutes ends with while runs are left; EX_TEMPFAIL of sysexits.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,9 @@ class RunOptions:
     """Most runs to train at once; what is expected to fit into memory if not given."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints of a pack, in seconds."""
+    minutes: float | None = None
+    """Time to train for: then no further pack is begun, and those in training stop at a
+    checkpoint. Exit code 75 if runs are left: the same command goes on."""
     executor: Literal["local", "ray"] = "local"
     """This process, or the devices of a Ray cluster; OUT is then a folder all machines share."""
     ray_address: str | None = None
@@ -79,6 +85,8 @@ class RunOptions:
             raise UserError(
                 f"--checkpoint-seconds {self.checkpoint_seconds} must be a time of 0 or more."
             )
+        if self.minutes is not None and not (self.minutes > 0 and math.isfinite(self.minutes)):
+            raise UserError(f"--minutes {self.minutes} must be a finite time above 0.")
 
 
 def main(argv: list[str]) -> int:
@@ -111,6 +119,13 @@ def main(argv: list[str]) -> int:
     command = shlex.join(["recallzoo", "run", *argv])
     results = _train(runs, folder, options, reports, command)
     _print_outcome(results, folder)
+    if len(results) < len(runs):
+        print(
+            f"stopped after {options.minutes:g} minutes: {len(runs) - len(results)} of "
+            f"{len(runs)} runs are left; run the same command to go on.",
+            file=sys.stderr,
+        )
+        return EXIT_OUT_OF_TIME
     if options.mixer:
         from recallzoo.cli._verdict import print_verdict
 
@@ -210,6 +225,7 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
         ray_address=options.ray_address,
         devices=options.devices,
         packs_per_device=options.packs_per_device,
+        seconds=None if options.minutes is None else 60 * options.minutes,
     )
 
 
@@ -243,6 +259,9 @@ def _train(
 def _print_outcome(results: "list[Result]", folder: Path) -> None:
     from recallzoo.cli._outcome import notes, print_table
 
+    if not results:
+        print(f"no run is finished in {folder} yet")
+        return
     print_table(results, sys.stdout)
     for line in notes(results):
         print(f"note: {line}")
