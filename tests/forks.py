@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND_LINE = "import sys; from recallzoo.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND_LINE = "from recallzoo.__main__ import start; start()"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

@@ -1,8 +1,21 @@
-"""`python -m recallzoo`."""
+"""The process of a command: `recallzoo`, or `python -m recallzoo`."""
 
-import sys
+from typing import NoReturn
 
-from recallzoo.cli import main
+from recallzoo.interrupts import run_process
+
+
+def start() -> NoReturn:
+    """Run the command line and end this process."""
+    run_process(_main)
+
+
+def _main() -> int:
+    # Imported when signals are looked after already.
+    from recallzoo.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -64,7 +64,7 @@ def test_a_near_command_is_suggested(run_cli):
     [
         (UserError("a mistake."), 2, "error: a mistake."),
         (StoreError("a broken disk."), 1, "error: a broken disk."),
-        (KeyboardInterrupt(), 130, "stopped; finished runs are kept"),
+        (KeyboardInterrupt(), 130, "stopped; finished work is kept"),
     ],
 )
 def test_errors_become_a_message_and_an_exit_code(run_cli, monkeypatch, raised, code, words):

@@ -82,7 +82,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_is_finished(undisturbed, tmp_pa
     process.send(signal.SIGINT)
     stopped = finish(process)
     assert stopped.code == 130
-    assert "stopped; finished runs are kept; run the same command to go on." in stopped.err
+    assert "stopped; finished work is kept; run the same command to go on." in stopped.err
     assert "Traceback" not in stopped.err
     kept = Store(folder).hashes()
     assert kept

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from recallzoo._version import __version__
 from recallzoo.errors import RecallzooError, UnknownName
+from recallzoo.interrupts import EXIT_INTERRUPTED, interrupted, say_stopped
 
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 EXAMPLES = """\
@@ -62,22 +62,33 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code.
 
-    0 done; 1 the work could not be finished; 2 the user's mistake; 130 stopped by Ctrl-C.
+    0 done; 1 the work could not be finished; 2 the user's mistake; 75 the time of `run --minutes`
+    is over and runs are left; 130 stopped by Ctrl-C or SIGTERM.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(given)
+        return _exit_code(list(sys.argv[1:] if argv is None else argv))
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or interrupted()):
+            raise
+        say_stopped()
+        return EXIT_INTERRUPTED
+
+
+def _exit_code(argv: list[str]) -> int:
+    try:
+        code = _dispatch(argv)
         sys.stdout.flush()
     except SystemExit as stop:
+        if interrupted():  # Ray's answer to SIGTERM
+            raise
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        print("\nstopped; finished runs are kept; run the same command to go on.", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout again when it exits and would complain about the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except RecallzooError as error:
+        if interrupted():  # whatever failed for that
+            raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return code

@@ -91,7 +91,7 @@ class Checkpoints:
         """Wait for a save under way and return its step. StoreError if it failed."""
         if self._saving is None:
             return None
-        (step, future), self._saving = self._saving, None
+        step, future = self._saving
         temporary = self.folder / f"{TEMPORARY_PREFIX}step-{step:08d}"
         try:
             future.result()
@@ -100,6 +100,7 @@ class Checkpoints:
         # What a library's thread raises on a full disk is its own choice; CheckpointException is
         # no Exception.
         except (Exception, CheckpointException) as error:
+            self._saving = None
             shutil.rmtree(temporary, ignore_errors=True)
             last = finished_steps(self.folder)
             kept = f"The last one, of step {last[-1]}, is kept." if last else "There is none yet."
@@ -107,6 +108,7 @@ class Checkpoints:
                 f"could not save a checkpoint at step {step} in {self.folder}: "
                 f"{_reason(error)}. {kept}"
             ) from error
+        self._saving = None  # only now: who is interrupted above may call again
         return step
 
     def load(self, step: int, state: dict[str, Tensor]) -> None:
@@ -117,7 +119,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _publish(self, step: int, temporary: Path) -> None:
-        files = sorted(temporary.iterdir())
+        if finished_steps(self.folder)[-1:] == [step] and not temporary.exists():
+            return  # by a call that was interrupted after its renaming
+        files = sorted(path for path in temporary.iterdir() if path.name != ABOUT)
         for file in files:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
@@ -130,10 +134,18 @@ class Checkpoints:
                 "files": {file.name: file.stat().st_size for file in files},
             },
         )
-        shutil.rmtree(self._path(step), ignore_errors=True)
+        self._delete(step)
         temporary.rename(self._path(step))
         for old in finished_steps(self.folder)[: -self._keep]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+            self._delete(old)
+
+    def _delete(self, step: int) -> None:
+        """Its name goes first: what has the name of a checkpoint is whole."""
+        gone = self.folder / f"{TEMPORARY_PREFIX}old-step-{step:08d}"
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._path(step).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def finished_steps(folder: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """What can be chosen for a pretraining run. Importing this does not import PyTorch."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,6 +105,13 @@ class PretrainOptions:
             raise UserError(
                 f"--{lengths[0]} and --{lengths[1]} both say how long to train: give one of them."
             )
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and most < value < math.inf:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {_short(value)} must be at most {_short(most)}. "
+                    f"Give a smaller number."
+                )
         for name, low, inclusive in _LIMITS:
             value = getattr(self, name)
             good = value is None or (
@@ -150,3 +158,21 @@ _LIMITS = (
     ("log_seconds", 0, True),
     ("stop_after_minutes", 0, True),
 )
+_MOST = {
+    "d_model": 10**5,
+    "num_layers": 10**4,
+    "context": 10**8,
+    "global_batch": 10**8,
+    "steps": 10**9,
+    "tokens": 1e15,
+    "epochs": 1e6,
+    "valid_contexts": 10**9,
+}
+"""Far more than was ever trained. Numbers past them are slips, which would fail hours later."""
+
+
+def _short(number: float) -> str:
+    if abs(number) < 10**12 and number == int(number):
+        return f"{number:,.0f}"
+    # An int of more digits than a float can have.
+    return f"{number:.3g}" if abs(number) < sys.float_info.max else "of over 308 digits"

@@ -31,6 +31,7 @@ from torch import Tensor
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
+from recallzoo.interrupts import allow
 from recallzoo.options import fits
 from recallzoo.provenance import environment
 from recallzoo.text import open_data
@@ -52,6 +53,8 @@ from recallzoo.train._token_order import Batches, TokenOrder
 SUMMARY = "summary.json"
 UNTIMED_STEPS = 5
 """Steps whose speed is not counted: they compile and allocate."""
+SAVING_SECONDS = 60.0
+"""For the save under way when the run is interrupted."""
 _SUMMARISED = {
     **dict.fromkeys(("status", "hash", "device", "compile"), str),
     **dict.fromkeys(("steps", "tokens"), int),
@@ -224,6 +227,7 @@ class _Run:
                 self._poll_save()
             self.checkpoints.finish()
         except KeyboardInterrupt:
+            allow(SAVING_SECONDS)
             self._poll_save(wait=True)
             raise
         finally:
