@@ -171,7 +171,10 @@ def test_a_time_limit_ends_with_a_code_of_its_own_and_the_same_command_goes_on(r
     arguments = ("run", RECIPES / "tiny.py", "--out", folder, "--minutes")
     stopped = run_cli(*arguments, 1e-9)
     assert (stopped.code, stopped.out) == (75, f"no run is finished in {folder} yet\n")
-    assert "2 of 2 runs are left; run the same command to go on." in stopped.err
+    assert (
+        "stopped for --minutes 1e-09: 2 of 2 runs are left; run the same command to go on."
+        in stopped.err
+    )
     done = run_cli(*arguments, 10)
     assert done.code == 0
     assert "left" not in done.err

@@ -121,8 +121,8 @@ def main(argv: list[str]) -> int:
     _print_outcome(results, folder)
     if len(results) < len(runs):
         print(
-            f"stopped after {options.minutes:g} minutes: {len(runs) - len(results)} of "
-            f"{len(runs)} runs are left; run the same command to go on.",
+            f"stopped for --minutes {options.minutes:g}: {len(runs) - len(results)} of {len(runs)} "
+            f"runs are left; run the same command to go on.",
             file=sys.stderr,
         )
         return EXIT_OUT_OF_TIME

@@ -1,0 +1,167 @@
+"""What `benchmarks/figure2_cells.py` and `figure2_time.py` make of results folders."""
+
+# pyright: reportMissingImports=false
+
+import copy
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "report")]
+
+import figure2_cells  # noqa: E402
+import figure2_time  # noqa: E402
+from figure2_time import Times  # noqa: E402
+from stores import figure2, result, store_of  # noqa: E402
+
+from recallzoo.files import read_json, write_json  # noqa: E402
+from recallzoo.recipes.figure2 import figure2 as recipe  # noqa: E402
+from recallzoo.result import Result  # noqa: E402
+
+SPEED = {
+    "cells": [
+        {
+            "mixer": mixer,
+            "seq_len": seq_len,
+            "d_model": width,
+            "ms_per_run_and_step": ours,
+            "reference": {"step": {"ms": 10.0 * ours + 5}},
+        }
+        for mixer in ("attention", "rwkv")
+        for seq_len, width, ours in ((64, 64, 0.5), (64, 512, 4.0), (128, 128, 1.5),
+                                     (512, 64, 1.0), (512, 512, 16.0))
+    ]
+}  # fmt: skip
+
+
+@pytest.fixture
+def times(tmp_path) -> Times:
+    write_json(tmp_path / "speed.json", SPEED)
+    return Times(tmp_path / "speed.json")
+
+
+def in_precision(precision: str, accuracy: float, seed: int, **options: Any) -> Result:
+    one = result(seed=seed, accuracy=accuracy, **options)
+    config = {**copy.deepcopy(one.config), "precision": precision}
+    return dataclasses.replace(one, hash=f"{precision}{one.hash}"[:16], config=config)
+
+
+def test_a_run_that_two_folders_hold_counts_once(tmp_path, times):
+    runs = [result(seed=seed, accuracy=0.5 + 0.1 * seed) for seed in range(3)]
+    store_of(tmp_path / "first", runs[:2])
+    store_of(tmp_path / "second", runs[1:])
+    content = figure2_cells.summary([tmp_path / "first", tmp_path / "second"], times)
+    (row,) = content["cells"]
+    assert row["seeds"] == [0, 1, 2]
+    assert (row["test_accuracy"], row["lowest"], row["highest"]) == (0.6, 0.5, 0.7)
+    assert row["steps"] == {"0.001": [100, 100, 100]}
+    assert (row["commit"], row["device"], row["precision"]) == ("0123abc", "CPU, 1 threads", "fp32")
+
+
+def test_part_of_a_sweep_says_what_it_lacks(tmp_path, times):
+    runs = [result(width=64, seed=seed) for seed in range(3)] + [result(width=128)]
+    store = store_of(tmp_path / "o", runs[:2])
+    cell_of = {one.hash: {"cell": f"width {one.config['model']['d_model']}"} for one in runs}
+    store.plan(cell_of)
+    content = figure2_cells.summary([tmp_path / "o"], times)
+    (row,) = content["cells"]
+    assert (row["runs"], row["runs_missing"]) == (2, 1)
+    assert content["not_begun"] == ["width 128"]
+
+
+def test_a_whole_figure_is_small_and_has_the_published_points(tmp_path, times, monkeypatch):
+    store_of(tmp_path / "o", figure2())
+    out = tmp_path / "figure2.json"
+    monkeypatch.setattr(sys, "argv", ["figure2_cells.py", str(tmp_path / "o"), "--out", str(out)])
+    figure2_cells.main()
+    rows = read_json(out)["cells"]
+    assert len(rows) == 5 * 4 * 4
+    assert all(row["published"] is not None for row in rows)
+    assert out.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp32", "within"),
+    [
+        ((0.50, 0.60), (0.56, 0.58), True),
+        ((0.50, 0.52), (0.56, 0.58), False),
+        ((0.5,), (0.5,), None),
+    ],
+)
+def test_precisions_agree_where_they_are_no_further_apart_than_seeds(
+    tmp_path, times, bf16, fp32, within
+):
+    runs = [in_precision("bf16", accuracy, seed) for seed, accuracy in enumerate(bf16)]
+    runs += [in_precision("fp32", accuracy, seed) for seed, accuracy in enumerate(fp32)]
+    runs += [in_precision("fp32", 0.1, 0, width=128)]  # which has no counterpart
+    store_of(tmp_path / "o", runs)
+    (pair,) = figure2_cells.summary([tmp_path / "o"], times)["precision"]
+    assert pair["within_seeds"] is within
+    assert pair["seeds"] == [len(bf16), len(fp32)]
+    assert pair["difference"] == pytest.approx(sum(bf16) / len(bf16) - sum(fp32) / len(fp32))
+
+
+def calls(folder: Path, *wall_seconds: float | None) -> None:
+    entries = [{"wall_seconds": seconds} for seconds in wall_seconds]
+    write_json(folder / "sweep.json", {"record_version": 1, "calls": entries})
+
+
+def test_time_is_held_against_the_steps_that_the_reference_would_take(tmp_path, times):
+    runs = [result(width=64), result("rwkv4", width=512), result(width=128)]  # 100 steps each
+    store_of(tmp_path / "o", runs)
+    calls(tmp_path / "o", 0.5, 0.5)
+    (row,) = figure2_cells.summary([tmp_path / "o"], times)["folders"]
+    curve = 10 + 35 * (128**2 - 64**2) / (512**2 - 64**2)
+    line = 10 + 35 * (128 - 64) / (512 - 64)
+    assert row["speedup"] == [round((10 + 45 + ms) / 10, 1) for ms in (curve, line)]
+    assert (row["wall_seconds"], row["steps"], row["calls"]) == (1.0, 300, 2)
+
+
+@pytest.mark.parametrize("how", ["killed", "unknown size", "unknown layers", "no record"])
+def test_no_speedup_is_told_where_a_time_is_not_known(tmp_path, times, how):
+    runs = [result(), result(seq_len=128, num_layers=2)] if how == "unknown size" else [result()]
+    if how == "unknown layers":
+        runs.append(result(num_layers=4))
+    store_of(tmp_path / "o", runs)
+    if how != "no record":
+        calls(tmp_path / "o", 1.0, *([None] if how == "killed" else []))
+    (row,) = figure2_cells.summary([tmp_path / "o"], times)["folders"]
+    assert (row["speedup"], row["reference_hours"]) == (None, None)
+
+
+def test_times_are_those_measured_and_grow_with_the_width_between_them(times):
+    for cell in SPEED["cells"]:
+        at = (cell["mixer"], cell["seq_len"], cell["d_model"])
+        assert times.ours_ms(*at) == pytest.approx(cell["ms_per_run_and_step"])
+    for seq_len in (64, 128, 512):
+        found = [times.ours_ms("rwkv4", seq_len, width) for width in (64, 128, 256, 512)]
+        assert all(a < b for a, b in itertools.pairwise(found))
+    # At 128 the exponent is a third of the way from that at 64, which is 1, to 4/3 at 512.
+    assert times.ours_ms("attention", 128, 256) == pytest.approx(1.5 * 2 ** (1 + 1 / 9))
+    assert times.ours_ms("hyena", 64, 64) is None
+    assert times.reference_ms("hyena", 64, 64) is None
+
+
+def test_a_run_takes_the_steps_of_all_its_epochs(times):
+    (run,) = recipe(("attention",), (64,), (64,), learning_rates=(1e-3,), seeds=(0,))
+    seconds = figure2_time.seconds_of(run, times)
+    assert seconds == pytest.approx(0.5e-3 * 64 * 195)
+    deeper = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=4))
+    assert figure2_time.seconds_of(deeper, times) == pytest.approx(2 * seconds)
+
+
+def test_estimates_are_printed_by_length(tmp_path, capsys, monkeypatch):
+    write_json(tmp_path / "speed.json", json.loads(json.dumps(SPEED)))
+    words = ["figure2_time.py", "figure2", "--speed", str(tmp_path / "speed.json")]
+    words += ["--seq-lens", "64", "--mixers", "attention", "hyena", "--widths", "64"]
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "0"])
+    figure2_time.main()
+    out = capsys.readouterr().out
+    assert "length 64: 25 s; Attention 25 s (4 runs)" in out
+    assert "in all 25 s; 4 runs of unknown time" in out
