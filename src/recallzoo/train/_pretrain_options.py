@@ -166,7 +166,6 @@ _MOST = {
     "steps": 10**9,
     "tokens": 1e15,
     "epochs": 1e6,
-    "valid_contexts": 10**9,
 }
 """Far more than was ever trained. Numbers past them are slips, which would fail hours later."""
 
