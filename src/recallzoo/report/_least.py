@@ -121,7 +121,7 @@ def least_figure(found: list[Entry], look: Look) -> Figure | None:
         "task:O",
         title=None,
         sort=list(dict.fromkeys(entry.panel for entry in found)),
-        axis=alt.Axis(labelAngle=-30, labelLimit=170),
+        axis=alt.Axis(labelAngle=-90, labelLimit=170),
     )
     y = alt.Y(
         "value:Q",
