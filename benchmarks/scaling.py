@@ -18,8 +18,8 @@ the slope of a least-squares line through log(median seconds) over log(tokens), 
 least `--fit-from` tokens. A model that does not fit into memory is recorded as such, and so is one
 that fails, for which the exit code is 1.
 
-The result and its charts are written after every length. A result that is there already, of the
-same settings, commit and device, goes on: a length at which all models were timed is not timed
+The result is written after every length, its charts at the end. A result that is there already, of
+the same settings, commit and device, goes on: a length at which all models were timed is not timed
 again, and one that was interrupted is begun anew, so that models stand beside attention of the same
 call. `--minutes` begins no further length after that time.
 """
@@ -34,7 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import scaling_charts
+import numpy as np
 import torch
 import torch._dynamo
 from torch import Tensor
@@ -243,6 +243,47 @@ def measure_length(seq_len: int, options: argparse.Namespace) -> dict[str, list[
     }
 
 
+def summary(rows: list[dict[str, Any]], fit_from: int) -> dict[str, Any]:
+    """Exponents by model, and from which length on each is faster than attention."""
+    medians: dict[str, dict[int, float]] = {}
+    memory: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if "error" not in row:
+            medians.setdefault(row["model"], {})[row["seq_len"]] = row["median_seconds"]
+            if row["peak_memory_bytes"]:
+                memory.setdefault(row["model"], {})[row["seq_len"]] = row["peak_memory_bytes"]
+    reference = medians.get("attention", {})
+    return {
+        name: {
+            "time_exponent": exponent(times, fit_from),
+            "memory_exponent": exponent(memory.get(name, {}), fit_from),
+            "fitted_lengths": sorted(n for n in times if n >= fit_from),
+            "faster_than_attention_from": faster_from(times, reference),
+            "times_as_fast_as_attention": {
+                str(n): round(reference[n] / t, 2) for n, t in times.items() if n in reference
+            },
+        }
+        for name, times in medians.items()
+    }
+
+
+def exponent(values: dict[int, float], fit_from: int) -> float | None:
+    """Slope of log(value) over log(length); None for fewer than two lengths."""
+    chosen = sorted(n for n in values if n >= fit_from)
+    if len(chosen) < 2:
+        return None
+    slope = np.polyfit(np.log(chosen), np.log([values[n] for n in chosen]), 1)[0]
+    return round(float(slope), 3)
+
+
+def faster_from(times: dict[int, float], reference: dict[int, float]) -> int | None:
+    """The least length from which on a model is faster at every length that both were timed at."""
+    common = sorted(set(times) & set(reference))
+    slower = [n for n in common if times[n] >= reference[n]]
+    faster = [n for n in common if n > (slower[-1] if slower else 0)]
+    return faster[0] if faster else None
+
+
 def started(out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """The result that is there already, if it is of the same settings, commit and device, else a
     fresh one. SystemExit if another result is there."""
@@ -329,16 +370,17 @@ def main(argv: list[str] | None = None) -> None:
         for kind, rows in measure_length(seq_len, options).items():
             others = [row for row in result[kind] if row["seq_len"] != seq_len]
             result[kind] = sorted([*others, *rows], key=lambda row: row["seq_len"])
-        result["summary"] = scaling_charts.summary(result["models"], options.fit_from)
+        result["summary"] = summary(result["models"], options.fit_from)
         write_json(out, result)
-        scaling_charts.draw(result, out.parent, out.stem)
     for one, found in result.get("summary", {}).items():
         print(
             f"{one}: seconds grow as T^{found['time_exponent']}, memory as "
             f"T^{found['memory_exponent']}; faster than attention from "
             f"{found['faster_than_attention_from']} tokens"
         )
-    print(f"written to {out}")
+    import scaling_charts  # not before: a machine that measures may have no charts
+
+    print("written to", *[out, *scaling_charts.draw(result, out.parent, out.stem)])
     if left:
         print(f"time is up before {', '.join(map(str, left))} tokens; the same command goes on")
     failed = {

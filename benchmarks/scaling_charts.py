@@ -1,4 +1,4 @@
-"""What `scaling.py` measured, as exponents and as charts.
+"""What `scaling.py` measured, as charts.
 
 python benchmarks/scaling_charts.py --result results/scaling_h100.json
 
@@ -11,54 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 
 from recallzoo.files import read_json, write_text
 from recallzoo.report._charts import Figure, Look, faceted
 
 Row = dict[str, Any]
 ATTENTION = "attention"
-
-
-def summary(rows: list[Row], fit_from: int) -> dict[str, Any]:
-    """Exponents by model, and from which length on each is faster than attention."""
-    medians: dict[str, dict[int, float]] = {}
-    memory: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if "error" not in row:
-            medians.setdefault(row["model"], {})[row["seq_len"]] = row["median_seconds"]
-            if row["peak_memory_bytes"]:
-                memory.setdefault(row["model"], {})[row["seq_len"]] = row["peak_memory_bytes"]
-    reference = medians.get(ATTENTION, {})
-    return {
-        name: {
-            "time_exponent": exponent(times, fit_from),
-            "memory_exponent": exponent(memory.get(name, {}), fit_from),
-            "fitted_lengths": sorted(n for n in times if n >= fit_from),
-            "faster_than_attention_from": faster_from(times, reference),
-            "times_as_fast_as_attention": {
-                str(n): round(reference[n] / t, 2) for n, t in times.items() if n in reference
-            },
-        }
-        for name, times in medians.items()
-    }
-
-
-def exponent(values: dict[int, float], fit_from: int) -> float | None:
-    """Slope of log(value) over log(length); None for fewer than two lengths."""
-    chosen = sorted(n for n in values if n >= fit_from)
-    if len(chosen) < 2:
-        return None
-    slope = np.polyfit(np.log(chosen), np.log([values[n] for n in chosen]), 1)[0]
-    return round(float(slope), 3)
-
-
-def faster_from(times: dict[int, float], reference: dict[int, float]) -> int | None:
-    """The least length from which on a model is faster at every length that both were timed at."""
-    common = sorted(set(times) & set(reference))
-    slower = [n for n in common if times[n] >= reference[n]]
-    faster = [n for n in common if n > (slower[-1] if slower else 0)]
-    return faster[0] if faster else None
 
 
 def draw(result: dict[str, Any], folder: Path, stem: str) -> list[Path]:

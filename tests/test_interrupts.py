@@ -19,6 +19,18 @@ def main():
 """
 
 
+def ending(*lines: str) -> str:
+    """A command that does this when it is told to stop."""
+    return f"""
+def main():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        {"; ".join(lines)}
+"""
+
+
 class Command:
     """Python source with a `main`, run as `recallzoo` runs its own; ready once it says so."""
 
@@ -57,46 +69,18 @@ def test_a_signal_ends_a_command_with_one_message(number):
 
 @BOTH
 def test_what_is_under_way_ends_in_order(number):
-    command = Command(
-        """
-        def main():
-            try:
-                print("ready", flush=True)
-                time.sleep(60)
-            finally:
-                print("tidied up")
-        """
-    )
+    command = Command(ending("print('tidied up')"))
     assert command.end(number) == (EXIT_INTERRUPTED, "tidied up\n", f"\n{MESSAGE}\n")
 
 
 @BOTH
 def test_a_second_signal_ends_a_command_that_is_still_ending(number):
-    command = Command(
-        """
-        def main():
-            try:
-                print("ready", flush=True)
-                time.sleep(60)
-            finally:
-                time.sleep(60)
-        """
-    )
+    command = Command(ending("time.sleep(60)"))
     assert command.end(number, number, seconds=2.0) == STOPPED
 
 
 def test_two_signals_at_once_are_one():
-    command = Command(
-        """
-        def main():
-            try:
-                print("ready", flush=True)
-                time.sleep(60)
-            finally:
-                time.sleep(0.5)
-                print("tidied up")
-        """
-    )
+    command = Command(ending("time.sleep(0.5)", "print('tidied up')"))
     command.process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     assert command.end(signal.SIGTERM) == (EXIT_INTERRUPTED, "tidied up\n", f"\n{MESSAGE}\n")

@@ -10,19 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import figure2_cells
+import figure2_time
 import pytest
+from figure2_time import Times
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "report")]
-
-import figure2_cells  # noqa: E402
-import figure2_time  # noqa: E402
-from figure2_time import Times  # noqa: E402
-from stores import figure2, result, store_of  # noqa: E402
-
-from recallzoo.files import read_json, write_json  # noqa: E402
-from recallzoo.recipes.figure2 import figure2 as recipe  # noqa: E402
-from recallzoo.result import Result  # noqa: E402
+from recallzoo.files import read_json, write_json
+from recallzoo.recipes.figure2 import figure2 as recipe
+from recallzoo.result import Result
+from tests.report.stores import figure2, result, store_of
 
 SPEED = {
     "cells": [

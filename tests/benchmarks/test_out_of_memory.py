@@ -6,23 +6,18 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+import decoding
 import pytest
+import scaling
+import speed
 import torch
+from speed_cells import quickstart_cell
+from speed_tools import Lock
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import decoding  # noqa: E402
-import scaling  # noqa: E402
-import speed  # noqa: E402
-from speed_cells import quickstart_cell  # noqa: E402
-from speed_tools import Lock  # noqa: E402
-
-from recallzoo.mixers import mixer  # noqa: E402
-from recallzoo.model import LanguageModel  # noqa: E402
+from recallzoo.mixers import mixer
+from recallzoo.model import LanguageModel
 
 PETABYTE = 10**15
 MIXER = """

@@ -3,17 +3,11 @@
 # pyright: reportMissingImports=false
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import scaling
 import torch
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import scaling  # noqa: E402
-import scaling_charts  # noqa: E402
 
 TINY = (
     "--device cpu --d-model 16 --num-heads 1 --num-layers 2 --num-rows 8 --repeats 1 --fit-from 16"
@@ -100,7 +94,7 @@ def test_nothing_is_timed_where_a_form_computes_something_else(tmp_path, monkeyp
 
 def test_exponents_and_the_length_from_which_a_model_is_faster_follow_from_medians():
     times = {n: 1e-6 * n**1.5 for n in (16, 32, 64)}
-    assert scaling_charts.exponent({8: 1.0, **times}, 16) == pytest.approx(1.5)
-    assert scaling_charts.exponent(times, 64) is None
-    assert scaling_charts.faster_from({16: 2.0, 32: 1.0, 64: 1.0}, dict.fromkeys(times, 1.5)) == 32
-    assert scaling_charts.faster_from({16: 1.0, 32: 2.0}, dict.fromkeys(times, 1.5)) is None
+    assert scaling.exponent({8: 1.0, **times}, 16) == pytest.approx(1.5)
+    assert scaling.exponent(times, 64) is None
+    assert scaling.faster_from({16: 2.0, 32: 1.0, 64: 1.0}, dict.fromkeys(times, 1.5)) == 32
+    assert scaling.faster_from({16: 1.0, 32: 2.0}, dict.fromkeys(times, 1.5)) is None

@@ -9,21 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import children  # noqa: E402
-from several_gpus import command_of  # noqa: E402
-from several_gpus_pretrain import pretrain_command  # noqa: E402
-from several_gpus_record import (  # noqa: E402
+from several_gpus import command_of
+from several_gpus_pretrain import pretrain_command
+from several_gpus_record import (
     Record,
     efficiency,
     loss_difference,
     table_difference,
 )
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ABOUT = {"commands": ["python benchmarks/several_gpus.py"]}
 
 

@@ -5,23 +5,18 @@
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import table1
+import table2
+import table_charts
+import text_models
+from text_models import Job
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import table1  # noqa: E402
-import table2  # noqa: E402
-import table_charts  # noqa: E402
-import text_models  # noqa: E402
-from text_models import Job  # noqa: E402
-
-from recallzoo.presets import registry  # noqa: E402
+from recallzoo.presets import registry
 
 CUT = {"rate": 1.25e-7, "max_count": 3, "share_of_tokens": 0.25}
 SLICES = [["all", "all", None, None, None], ["ar_hit", "hits", None, None, 3],

@@ -36,11 +36,6 @@ from recallzoo.train.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_data(tmp_path_factory.mktemp("data") / "small")
-
-
-@pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run left alone."""
     out = tmp_path_factory.mktemp("runs") / "whole"

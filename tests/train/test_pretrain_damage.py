@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretraining import losses, options, small_data
+from pretraining import losses, options
 
 from recallzoo.cli import main
 from recallzoo.errors import StoreError, UserError
@@ -16,11 +16,6 @@ from recallzoo.train._pretrain_engine import Engine
 from recallzoo.train.pretrain import pretrain
 
 LAST = "checkpoints/step-00000006"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_data(tmp_path_factory.mktemp("data") / "small")
 
 
 @pytest.fixture(scope="module")

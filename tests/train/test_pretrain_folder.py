@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining import options, small_data
+from pretraining import options
 from safetensors.torch import load_file
 
 from recallzoo.cli import main
@@ -16,11 +16,6 @@ from recallzoo.files import read_json, write_json
 from recallzoo.train._pretrain_valid import Validation
 from recallzoo.train.exporting import export_run
 from recallzoo.train.pretrain import pretrain
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_data(tmp_path_factory.mktemp("data") / "small")
 
 
 @pytest.fixture(scope="module")

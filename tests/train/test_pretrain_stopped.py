@@ -6,18 +6,13 @@ import time
 import pytest
 import torch
 from forks import COMMAND_LINE, Forked
-from pretraining import losses, options, small_data
+from pretraining import losses, options
 
 from recallzoo.cli import main
 from recallzoo.interrupts import MESSAGE
 from recallzoo.train import _large_checkpoint as checkpoints
 from recallzoo.train._large_model import Processes
 from recallzoo.train.pretrain import pretrain
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("stopped") / "data")
 
 
 def words(data, out):

@@ -13,7 +13,7 @@ from recallzoo.report._about import contracts, how_made, missing_runs, notes, ru
 from recallzoo.report._accuracy import accuracy_figure, state_figure
 from recallzoo.report._charts import Figure, Look
 from recallzoo.report._entries import Entry, entries, labels_of, plain
-from recallzoo.report._least import has_several_widths, least_figure, least_table
+from recallzoo.report._least import REACHED, has_several_widths, least_figure, least_table
 from recallzoo.report._page import chart_data, page
 from recallzoo.report._sensitivity import sensitivity_figure, sensitivity_table
 from recallzoo.report._slices import slice_figures
@@ -62,6 +62,7 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
             state=named.get("state_size"),
             least=named.get("least"),
             several_widths=has_several_widths(found),
+            reached=REACHED,
             chart_data=chart_data(figures),
             tables={
                 "cells": sensitivity_table(found),
