@@ -245,11 +245,13 @@ def _preset_model(name: str) -> Kernels:
         return gpu_kernels(lambda x, context: model.mix(x, None, context), x, context)
 
 
-def main(patterns: list[str]) -> None:
+def main(patterns: list[str]) -> int:
+    """A line of JSON a program; 1 if one does not compile."""
     programs = all_programs()
     names = list(dict.fromkeys(n for p in patterns for n in fnmatch.filter(programs, p)))
     if not names:
         sys.exit(f"no program is called {' or '.join(patterns)}. Known are: {', '.join(programs)}")
+    failed = False
     for name in names:
         started, line = time.process_time(), {"name": name}
         try:
@@ -257,9 +259,11 @@ def main(patterns: list[str]) -> None:
                 kernels = programs[name]()
             line |= {"kernels": [len(program) for program in kernels]}
         except Exception as error:  # noqa: BLE001 (whatever a compiler raises is to be told)
+            failed = True
             line |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         print(json.dumps(line | {"seconds": time.process_time() - started}), flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
