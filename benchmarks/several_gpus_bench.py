@@ -13,6 +13,7 @@ import torch
 from several_gpus_record import Record, Row
 
 from recallzoo.provenance import environment
+from recallzoo.text.data import MANIFEST
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNTIMED_STEPS = 5
@@ -70,7 +71,7 @@ class Bench:
             return args.data
         tokens = args.steps * args.global_batch * (args.context + 1) + 4 * args.context
         folder = self.work / f"data-{args.vocab_size}-{tokens}"
-        if not (folder / "data.json").exists():
+        if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
             text_speed.VOCAB_SIZE = args.vocab_size
             text_speed.zipf_data(folder, max(tokens, 10 * text_speed.DOCUMENT_TOKENS))
