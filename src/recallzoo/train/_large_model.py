@@ -1,7 +1,6 @@
 """A language model made ready for pretraining: padded, compiled, spread over processes."""
 
 import functools
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from recallzoo.errors import RecallzooError, UserError
 from recallzoo.mixers import Context, product_dtype
 from recallzoo.model import Block, LanguageModel, ModelConfig
 from recallzoo.random import seed_of
+from recallzoo.train._copies import make_equal
 from recallzoo.train._head_loss import head_loss, token_losses
 
 TIMEOUT = timedelta(minutes=30)
@@ -172,10 +172,6 @@ def compile_model(training: TrainingModel, what: str) -> None:
         model = training.model
         model.mix = torch.compile(model.mix, dynamic=False)  # pyright: ignore
         return
-    # Dynamo would cut the graph of a block wherever a bucket of DDP's gradients is full. A block's
-    # gradients are ready together as it is, and uncut it is the graph of one process, found in the
-    # compiler's cache.
-    torch._dynamo.config.optimize_ddp = False
     for block in training.model.blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
 
@@ -232,18 +228,9 @@ def spread(training: TrainingModel, processes: Processes, parallel: str) -> nn.M
             fully_shard(block, mesh=mesh)
         fully_shard(training, mesh=mesh)
         return training
-    from torch.nn.parallel import DistributedDataParallel
-
-    # PyTorch 2.13 has renamed the option, and warns of its old name.
-    named = inspect.signature(DistributedDataParallel).parameters
-    sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-    given: dict[str, Any] = {sync: False}  # they are made of the seed and never change
-    return DistributedDataParallel(
-        training.to(processes.device),
-        device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **given,
-    )
+    training.to(processes.device)
+    make_equal(training)
+    return training
 
 
 def may_hold(num_parameters: int, device: torch.device) -> bool:
@@ -256,18 +243,16 @@ def may_hold(num_parameters: int, device: torch.device) -> bool:
 
 
 def set_gradient_sync(module: nn.Module, is_last: bool, *, hold: bool) -> None:
-    """Prepare copies or shares for a micro-batch, the last of a step or an earlier one.
+    """Prepare shares for a micro-batch, the last of a step or an earlier one.
 
-    Copies add gradients up over processes in the last one's backward pass. So do shares that
-    `hold`, whose weights are gathered once a step and stay whole until then; others gather
-    weights and share out gradients in every micro-batch, which takes the least memory.
+    Shares that `hold` add gradients up over processes in the last one's backward pass, and their
+    weights are gathered once a step and stay whole until then; others gather weights and share
+    out gradients in every micro-batch, which takes the least memory.
     """
     if hasattr(module, "set_requires_gradient_sync"):
         sharded: Any = module
         sharded.set_requires_gradient_sync(is_last or not hold)
         sharded.set_reshard_after_backward(is_last or not hold)
-    elif hasattr(module, "require_backward_grad_sync"):
-        module.require_backward_grad_sync = is_last  # pyright: ignore
 
 
 def set_hold(module: nn.Module, hold: bool) -> None:

@@ -13,6 +13,7 @@ from recallzoo.errors import UserError
 from recallzoo.model import LanguageModel
 from recallzoo.random import seed_of
 from recallzoo.train import _large_model as large
+from recallzoo.train._copies import SharedGradients
 from recallzoo.train._pretrain_options import PretrainOptions
 from recallzoo.train._pretrain_plan import Plan
 from recallzoo.train._replay import Replayed
@@ -71,8 +72,10 @@ class Engine:
         self.module: nn.Module = large.spread(self._training, processes, options.parallel)
         self.optimizer = _adamw(self.model, rules, options, plan.learning_rate)
         self._loss_sum = torch.zeros((), device=processes.device)
-        # Several processes' gradients are added up by hooks, which a captured pass would not call.
-        captures = processes.device.type == "cuda" and processes.world_size == 1
+        way = large.way_to_spread(processes, options.parallel)
+        self._shared = SharedGradients(list(self.model.parameters())) if way == "ddp" else None
+        # Shares are gathered and added up by hooks, which a captured pass would not call.
+        captures = processes.device.type == "cuda" and way != "fsdp"
         self._replayed = Replayed(self._micro_step, warn) if captures else None
 
     def gradients(self, step: int, tokens: Int[Tensor, "B T1"]) -> tuple[float, float]:
@@ -94,8 +97,15 @@ class Engine:
             group["lr"] = group["peak"] * share
         self.optimizer.step()
         # A captured pass adds to the gradients that were there when it was captured.
-        self.optimizer.zero_grad(set_to_none=self._replayed is None)
+        self._clear_gradients(keep=self._replayed is not None)
         return self.plan.learning_rate * share
+
+    def _clear_gradients(self, *, keep: bool) -> None:
+        """Make gradients zero, or leave none: copies' shared ones always stay."""
+        if self._shared is not None:
+            self._shared.clear()
+        else:
+            self.optimizer.zero_grad(set_to_none=not keep)
 
     @property
     def captured(self) -> bool:
@@ -142,7 +152,7 @@ class Engine:
                     f"out of memory with micro-batches of {before} contexts; going on with "
                     f"{self.micro_batch}"
                 )
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients(keep=False)
             if self._replayed is not None:
                 self._replayed.forget()
             if self.processes.device.type == "cuda":
@@ -162,13 +172,15 @@ class Engine:
             large.set_gradient_sync(self.module, is_last, hold=self._hold)
             run(tokens[start : start + self.micro_batch], key)
         large.set_hold(self.module, False)
+        if self._shared is not None:
+            self._shared.average()
         return self._loss_sum
 
     def _micro_step(self, tokens: Tensor, key: Tensor) -> None:
         """Add the gradients and the loss of a micro-batch."""
         with self.autocast():
             loss = self.module(tokens, key)
-        # DDP and FSDP average gradients over processes, so each takes the mean over its share.
+        # Gradients are averaged over processes, so each takes the mean over its share.
         (loss / (self._share * self.plan.context)).backward()
         self._loss_sum += loss.detach()
 
