@@ -11,7 +11,9 @@ the paper's 3 in 48, placed in the middle; `attention` has attention in every la
 fused operator. All have the same widths and gated MLPs. A step is forward and backward of the
 hidden states of one sequence under bfloat16 autocast, the residual stream in bfloat16 as the
 trainer has it, with neither head nor optimiser, whose cost is the same for all and linear in the
-length. Models take turns at every length.
+length. On CUDA a step is replayed as a CUDA graph, as the trainer replays micro-batches, so that
+what is timed is the GPU's work; one that cannot be captured is timed as it is, and its row says so.
+Models take turns at every length.
 
 Before anything is timed, the selected rows' forms must agree with the plain one. The exponent is
 the slope of a least-squares line through log(median seconds) over log(tokens), of the lengths of at
@@ -45,6 +47,7 @@ from recallzoo.mixers import Context, MixerConfig, mixer
 from recallzoo.mixers._rows import Form, attend_rows
 from recallzoo.model import LanguageModel, ModelConfig, place
 from recallzoo.provenance import commit, environment
+from recallzoo.train._replay import WARM_CALLS, Replayed
 
 VOCAB_SIZE = 16_384
 SEQ_LENS = [2048, 4096, 8192, 16_384, 32_768, 65_536]
@@ -104,13 +107,21 @@ def zipf_tokens(seq_len: int, device: str) -> Tensor:
 
 
 def timed(step: Callable[[], None], repeats: int, device: str) -> dict[str, Any]:
-    """Seconds of each run after the warm-up, and the most memory that one took."""
-    is_gpu = device == "cuda"
+    """Seconds of each run after the warm-up, and the most memory that one takes uncaptured."""
+    is_gpu, peak, captured = device == "cuda", None, None
     for _ in range(WARMUP):
         step()
     if is_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.empty_cache()
+        step = Replayed(step, print)
+        for _ in range(WARM_CALLS + 2):
+            step()
+        captured = step.has_captured
+        torch.cuda.synchronize()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -121,7 +132,8 @@ def timed(step: Callable[[], None], repeats: int, device: str) -> dict[str, Any]
     return {
         "seconds": [round(one, 6) for one in seconds],
         "median_seconds": round(statistics.median(seconds), 6),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if is_gpu else None,
+        "captured": captured,
+        "peak_memory_bytes": peak,
     }
 
 
@@ -145,24 +157,29 @@ def measure_model(name: str, seq_len: int, options: argparse.Namespace) -> dict[
     return row | timed(step, options.repeats, options.device)
 
 
-def measure_form(form: Form, seq_len: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Attention of `num_rows` rows alone, forward and backward, by one form."""
+def measure_form(
+    form: Form, capacity: int, seq_len: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Attention of `num_rows` rows alone in a tensor of `capacity`, forward and backward, by one
+    form."""
     torch._dynamo.reset()
-    q, k, v, positions, valid = rows_of(seq_len, options)
+    q, k, v, positions, valid = rows_of(seq_len, capacity, options)
     weights = torch.randn_like(q)
 
     def step() -> None:
         y = attend_rows(q, k, v, positions, valid, Context(), form=form)
         torch.autograd.grad((y * weights).sum(), (q, k, v))
 
-    row = {"form": form, "seq_len": seq_len, "num_rows": q.shape[-2]}
+    row = {"form": form, "seq_len": seq_len, "num_rows": int(valid.sum()), "capacity": q.shape[-2]}
     return row | timed(step, options.repeats, options.device)
 
 
-def rows_of(seq_len: int, options: argparse.Namespace) -> tuple[Tensor, ...]:
-    """q, k, v, positions and which of them are valid: rows spread over the sequence."""
+def rows_of(seq_len: int, capacity: int, options: argparse.Namespace) -> tuple[Tensor, ...]:
+    """q, k, v, positions and which of them are valid: rows spread over the sequence, the first
+    `num_rows` of the capacity, as `gather_rows` puts them."""
     torch.manual_seed(0)
-    num_rows = min(options.num_rows, seq_len)
+    capacity = min(capacity, seq_len)
+    num_rows = min(options.num_rows, capacity)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     q, k, v = (
         torch.randn(
@@ -173,20 +190,28 @@ def rows_of(seq_len: int, options: argparse.Namespace) -> tuple[Tensor, ...]:
             device=options.device,
             dtype=dtype,
         ).requires_grad_()
-        for length in (num_rows, seq_len, seq_len)
+        for length in (capacity, seq_len, seq_len)
     )
-    chosen = torch.randperm(seq_len)[:num_rows].sort().values[None].to(options.device)
-    return q, k, v, chosen, torch.ones_like(chosen, dtype=torch.bool)
+    order = torch.randperm(seq_len)
+    chosen = torch.cat([order[:num_rows].sort().values, order[num_rows:capacity].sort().values])
+    valid = torch.arange(capacity) < num_rows
+    return q, k, v, chosen[None].to(options.device), valid[None].to(options.device)
+
+
+def capacities(options: argparse.Namespace) -> tuple[int, ...]:
+    """Sizes of the tensor of rows: as many as rows, and four times as many."""
+    return options.num_rows, 4 * options.num_rows
 
 
 def require_equal_forms(options: argparse.Namespace) -> None:
     """SystemExit unless every form computes what the plain one does in float32."""
-    q, k, v, positions, valid = rows_of(2048, options)
+    q, k, v, positions, valid = rows_of(2048, max(capacities(options)), options)
     exact_of = (q.float(), k.float(), v.float(), positions, valid)
     exact = attend_rows(*exact_of, Context(), form="plain").detach()
+    chosen = valid[:, None].expand(exact.shape[:-1])
     for form in forms(options):
         y = attend_rows(q, k, v, positions, valid, Context(), form=form).detach().float()
-        errors = (y - exact).norm(dim=-1) / exact.norm(dim=-1)
+        errors = ((y - exact).norm(dim=-1) / exact.norm(dim=-1))[chosen]
         # bfloat16 has 8 bits: 0.4 % of each score, weight and value, and scores are exponents.
         if float(errors.max()) > 0.03:
             raise SystemExit(
@@ -228,9 +253,10 @@ def measure_length(seq_len: int, options: argparse.Namespace) -> dict[str, list[
     return {
         "forms": [
             attempt(
-                lambda form=form: measure_form(form, seq_len, options),
-                {"form": form, "seq_len": seq_len},
+                lambda form=form, capacity=capacity: measure_form(form, capacity, seq_len, options),
+                {"form": form, "seq_len": seq_len, "capacity": capacity},
             )
+            for capacity in capacities(options)
             for form in forms(options)
         ],
         "models": [
@@ -308,6 +334,18 @@ def is_whole(result: dict[str, Any], seq_len: int, options: argparse.Namespace) 
     return all(found.get(one, "missing") in (None, OUT_OF_MEMORY) for one in options.models)
 
 
+def charts(result: dict[str, Any], out: Path) -> list[Path]:
+    """Draw them beside the result; where charts cannot be drawn, say what draws them."""
+    try:
+        import scaling_charts
+    except ModuleNotFoundError as error:
+        print(
+            f"no charts, as {error.name} lacks: python benchmarks/scaling_charts.py --result {out}"
+        )
+        return []
+    return scaling_charts.draw(result, out.parent, out.stem)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -378,9 +416,7 @@ def main(argv: list[str] | None = None) -> None:
             f"T^{found['memory_exponent']}; faster than attention from "
             f"{found['faster_than_attention_from']} tokens"
         )
-    import scaling_charts  # not before: a machine that measures may have no charts
-
-    print("written to", *[out, *scaling_charts.draw(result, out.parent, out.stem)])
+    print("written to", *[out, *charts(result, out)])
     if left:
         print(f"time is up before {', '.join(map(str, left))} tokens; the same command goes on")
     failed = {

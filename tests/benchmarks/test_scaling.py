@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_models_are_timed_at_each_length_and_drawn_and_a_second_call_times_the_l
     assert second["models"][:6] == first["models"]
     assert [row["seq_len"] for row in second["models"][6:]] == [64] * 3
     assert "16 tokens: timed before" in capsys.readouterr().out
+
+
+def test_without_a_library_for_charts_the_result_is_kept_and_it_is_said_what_draws_them(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "scaling_charts", None)
+    run(tmp_path / "scaling.json", "--models lookup --seq-lens 16")
+    assert "no charts, as scaling_charts is not installed" in capsys.readouterr().out
 
 
 def test_a_length_that_was_interrupted_is_timed_anew_with_attention_beside_it(tmp_path):
