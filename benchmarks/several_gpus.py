@@ -21,7 +21,7 @@ kill      n processes, one of which gets SIGKILL once a checkpoint is there; the
           on. Losses against the run that was left alone.
 sweep     `recallzoo run figure2 --executor ray`, with what follows `--` on the command line, on 1
           and on n devices, and on n with one Ray worker killed. Wall time, efficiency, and the
-          result tables against each other. Before anything is timed, a pass of one epoch on all
+          result tables against each other. Before anything is timed, the same sweep on all
           devices fills the compiler's cache (--cold leaves it out).
 
 All children share one cache of compiled code (TORCHINDUCTOR_CACHE_DIR, OUT's work folder if not
