@@ -339,9 +339,8 @@ def charts(result: dict[str, Any], out: Path) -> list[Path]:
     try:
         import scaling_charts
     except ModuleNotFoundError as error:
-        print(
-            f"no charts, as {error.name} lacks: python benchmarks/scaling_charts.py --result {out}"
-        )
+        command = f"python benchmarks/scaling_charts.py --result {out}"
+        print(f"no charts here: {error}. Elsewhere: {command}")
         return []
     return scaling_charts.draw(result, out.parent, out.stem)
 
