@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     add("--vocab-size", type=int, default=50_257, help="of synthetic tokens")
     add("--context", type=int, default=2048)
     add("--global-batch", type=int, default=64, help="contexts a step, over all processes")
-    add("--micro-batch", type=int, default=8, help="contexts a process computes at a time")
+    add("--micro-batch", type=int, default=16, help="contexts a process computes at a time")
     add("--steps", type=int, default=20, help=f"the first {UNTIMED_STEPS} are not timed")
     add("--warmup", type=float, default=0.5, help="share of the steps; see above")
     add("--learning-rate", type=float, default=1e-4, help="peak; see above")
