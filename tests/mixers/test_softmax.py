@@ -107,3 +107,42 @@ def test_options_that_do_not_fit_are_refused(options, words):
 def test_an_empty_window_is_refused():
     with pytest.raises(InvalidConfig, match=r"sliding_window.window=0 must be at least 1"):
         mixer("sliding_window", window=0).build(16, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("attention", {}),
+        ("attention", {"num_heads": 4, "bias": False}),
+        ("attention", {"num_heads": 2, "dropout": 0.3}),
+        ("sliding_window", {"window": 5, "num_heads": 2}),
+    ],
+)
+def test_few_queries_read_inputs_as_they_would_keys_and_values(name, options, monkeypatch):
+    torch.manual_seed(0)
+    module = mixer(name, **options).build(16, 20).double()
+    for parameter in module.parameters():  # biases begin at zero
+        torch.nn.init.normal_(parameter)
+    x, positions = torch.randn(3, 20, 16).double().requires_grad_(), torch.tensor([[19, 0, 7]] * 3)
+    found = []
+    for reads_inputs in (True, False):
+        monkeypatch.setattr(module, "_is_read_from_inputs", lambda *_, r=reads_inputs: r)
+        y = module.forward_at(x, positions, Context(dropout_key=torch.tensor(3)))
+        gradients = torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+        found.append([y.detach(), *gradients])
+    for got, wanted in zip(*found, strict=True):
+        # The gradient of the keys' bias is zero, but for rounding.
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_keys_and_values_are_made_where_that_is_less_work():
+    def operations(num_queries: int, **options: int) -> int:
+        module = mixer("attention", **options).build(64, 64)
+        positions = torch.arange(num_queries)[None]
+        with FlopCounterMode(display=False) as counter:
+            module.forward_at(torch.randn(1, 64, 64), positions, Context())
+        return counter.get_total_flops()
+
+    making = 2 * 2 * 64 * 64 * 64
+    assert operations(4) < making / 3
+    assert operations(4, num_heads=32) > making > operations(4, num_heads=8)

@@ -15,7 +15,7 @@ from recallzoo.mixers.rwkv4 import weighted_mean
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from recallzoo.mixers._token_shift import token_shift_mix, token_shift_pair
-from recallzoo.mixers._wkv4 import gated_wkv4
+from recallzoo.mixers._wkv4 import wkv4
 
 # Checks wrap every function, and in Triton's interpreter a wrapped kernel does not find another.
 pytestmark = pytest.mark.unchecked
@@ -43,14 +43,22 @@ def assert_all_close(got, wanted, **tolerance) -> None:
         torch.testing.assert_close(value, exact.to(value.dtype), **tolerance)
 
 
-def gated_mean(projected, decay, first):
-    """What `gated_wkv4` is, in PyTorch and float32."""
-    k, v, r = projected.float()
-    return torch.sigmoid(r) * weighted_mean(k, v, decay, first)
+def mean(projected, decay, first):
+    """What `wkv4` is, in PyTorch and float32."""
+    k, v, *r = projected.float()
+    wkv = weighted_mean(k, v, decay, first)
+    return torch.sigmoid(r[0]) * wkv if r else wkv
 
 
-def wkv_inputs(seed: int, seq_len: int, width: int, number: int = 1, runs: tuple[int, ...] = ()):
-    shapes = (*runs, 3, number, seq_len, width), (*runs, width), (*runs, width)
+def wkv_inputs(
+    seed: int,
+    seq_len: int,
+    width: int,
+    number: int = 1,
+    runs: tuple[int, ...] = (),
+    parts: int = 3,
+):
+    shapes = (*runs, parts, number, seq_len, width), (*runs, width), (*runs, width)
     projected, decay, first = leaves(seed, *shapes)
     return [projected, decay.detach().exp().requires_grad_(), first]
 
@@ -67,25 +75,26 @@ SHIFTS = {3: token_shift_mix, 2: token_shift_pair}
 LENGTHS_AND_WIDTHS = [(1, 48), (2, 16), (15, 16), (16, 16), (17, 48), (65, 16)]
 
 
+@pytest.mark.parametrize("parts", [3, 2])
 @pytest.mark.parametrize(("seq_len", "width"), LENGTHS_AND_WIDTHS)
-def test_the_gated_mean_equals_the_form_in_pytorch(seq_len, width):
-    tensors = wkv_inputs(0, seq_len, width)
+def test_the_mean_gated_or_not_equals_the_form_in_pytorch(seq_len, width, parts):
+    tensors = wkv_inputs(0, seq_len, width, parts=parts)
     # float32 sums of up to 65 terms, in another order.
     assert_all_close(
-        with_gradients(gated_wkv4, tensors),
-        with_gradients(gated_mean, tensors),
+        with_gradients(wkv4, tensors),
+        with_gradients(mean, tensors),
         rtol=1e-4,
         atol=1e-5,
     )
 
 
-def test_the_gated_mean_holds_however_far_keys_and_receptances_lie_apart():
+def test_the_mean_holds_however_far_keys_and_receptances_lie_apart():
     projected, decay, first = wkv_inputs(1, 33, 5)
     tensors = [(60 * projected).detach().requires_grad_(), decay, first]
     # Exponents near 200 are rounded to 1e-5 and so are the weights; decay's gradient sums them.
     assert_all_close(
-        with_gradients(gated_wkv4, tensors),
-        with_gradients(gated_mean, tensors),
+        with_gradients(wkv4, tensors),
+        with_gradients(mean, tensors),
         rtol=1e-3,
         atol=1e-4,
     )
@@ -99,8 +108,8 @@ def test_gradients_go_back_through_a_late_key_that_outweighs_all_others():
         decay[0] = 20.0
     tensors = [projected, decay, first]
     assert_all_close(
-        with_gradients(gated_wkv4, tensors),
-        with_gradients(gated_mean, tensors),
+        with_gradients(wkv4, tensors),
+        with_gradients(mean, tensors),
         rtol=1e-3,
         atol=1e-4,
     )
@@ -119,11 +128,11 @@ def test_token_shifts_equal_the_form_in_pytorch(seq_len, width, num_mixtures):
     )
 
 
-@pytest.mark.parametrize("operator", ["gated_wkv4", "token_shift_mix", "token_shift_pair"])
+@pytest.mark.parametrize("operator", ["wkv4", "token_shift_mix", "token_shift_pair"])
 def test_in_bfloat16_only_what_is_stored_is_rounded(operator):
-    if operator == "gated_wkv4":
+    if operator == "wkv4":
         first, *rest = wkv_inputs(4, 17, 16)
-        function, reference = gated_wkv4, gated_mean
+        function, reference = wkv4, mean
     else:
         first, *rest = leaves(4, (2, 17, 16), (3 if operator == "token_shift_mix" else 2, 16))
         function, reference = SHIFTS[len(rest[0])], mixtures
@@ -145,11 +154,12 @@ def test_under_autocast_token_shifts_come_in_the_dtype_of_products():
 
 
 @pytest.mark.parametrize("runs", [1, RUNS])
-@pytest.mark.parametrize("operator", ["gated_wkv4", "token_shift_mix", "token_shift_pair"])
+@pytest.mark.parametrize("operator", ["wkv4", "ungated", "token_shift_mix", "token_shift_pair"])
 def test_a_pack_of_runs_equals_runs_alone(operator, runs):
-    if operator == "gated_wkv4":
-        tensors = wkv_inputs(6, 3, 5, number=2, runs=(runs,))
-        function, reference = gated_wkv4, gated_mean
+    if operator in ("wkv4", "ungated"):
+        parts = 3 if operator == "wkv4" else 2
+        tensors = wkv_inputs(6, 3, 5, number=2, runs=(runs,), parts=parts)
+        function, reference = wkv4, mean
     else:
         num_mixtures = 3 if operator == "token_shift_mix" else 2
         tensors = leaves(6, (runs, 2, 3, 5), (runs, num_mixtures, 5))
@@ -168,11 +178,11 @@ def test_a_pack_of_runs_equals_runs_alone(operator, runs):
 
 def test_what_all_runs_share_is_mapped_too():
     projected, decay, first = wkv_inputs(7, 3, 5, number=2, runs=(RUNS,))
-    got = torch.func.vmap(gated_wkv4, in_dims=(0, None, None))(projected, decay[0], first[0])
+    got = torch.func.vmap(wkv4, in_dims=(0, None, None))(projected, decay[0], first[0])
     x, mix = leaves(7, (2, 3, 5), (RUNS, 3, 5))
     mixed = torch.func.vmap(token_shift_mix, in_dims=(None, 0))(x, mix)
     for run in range(RUNS):
-        wanted = gated_mean(projected[run], decay[0], first[0])
+        wanted = mean(projected[run], decay[0], first[0])
         torch.testing.assert_close(got[run], wanted, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mixed[run], mixtures(x, mix[run]), rtol=1e-4, atol=1e-5)
 
@@ -226,10 +236,10 @@ def test_a_compiled_pack_of_mixers_with_kernels_equals_mixers_without(name, prec
             assert error < 0.03
 
 
-@pytest.mark.parametrize("operator", ["gated_wkv4", "token_shift_mix", "token_shift_pair"])
+@pytest.mark.parametrize("operator", ["wkv4", "token_shift_mix", "token_shift_pair"])
 def test_operators_keep_the_rules_of_custom_operators(operator):
     checked = getattr(torch.ops.recallzoo, operator).default
-    if operator == "gated_wkv4":
+    if operator == "wkv4":
         inputs = [tensor[None].detach().requires_grad_() for tensor in wkv_inputs(8, 2, 3)]
     else:
         x, mix = leaves(8, (2, 2, 3), (1, 3 if operator == "token_shift_mix" else 2, 3))

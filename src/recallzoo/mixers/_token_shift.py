@@ -23,9 +23,9 @@ def has_kernels(x: Tensor) -> bool:
 
 
 def token_shift_mix(
-    x: Float[Tensor, "B T D"], mix: Float[Tensor, "3 D"]
-) -> Float[Tensor, "3 B T D"]:
-    """Three mixtures in one tensor, in the dtype that a product would take them in."""
+    x: Float[Tensor, "B T D"], mix: Float[Tensor, "M D"]
+) -> Float[Tensor, "M B T D"]:
+    """Two or three mixtures in one tensor, in the dtype that a product would take them in."""
     return _stacked(x, mix.float()[None], product_dtype(x)).squeeze(0)
 
 

@@ -1,12 +1,13 @@
-"""RWKV-4's gated weighted mean as an operator of PyTorch: a kernel that packs and compiles.
+"""RWKV-4's weighted mean as an operator of PyTorch: a kernel that packs and compiles.
 
-    gated_wkv4(projected, decay, first) -> y            y = sigmoid(r) wkv(k, v; decay, first)
+    wkv4(projected, decay, first) -> y      y = sigmoid(r) wkv(k, v; decay, first), of k, v and r
+                                            y = wkv(k, v; decay, first), of k and v alone
 
 Sequences come in groups with a decay and a `first` of their own, so that mapping over packed runs
 (`torch.func.vmap`) only adds groups: the batching rule makes the runs part of the groups and calls
 the operator once.
 
-Letters   G groups of N sequences, T time, D width, C chunks, R packed runs.
+Letters   P parts, 3 or 2, G groups of N sequences, T time, D width, C chunks, R packed runs.
 """
 
 import torch
@@ -16,24 +17,24 @@ from torch import Tensor
 from recallzoo.mixers._groups import over_groups
 
 
-def gated_wkv4(
-    projected: Float[Tensor, "3 N T D"], decay: Float[Tensor, "D"], first: Float[Tensor, "D"]
+def wkv4(
+    projected: Float[Tensor, "P N T D"], decay: Float[Tensor, "D"], first: Float[Tensor, "D"]
 ) -> Float[Tensor, "N T D"]:
-    """sigmoid(r) times the wkv of `rwkv4`, in the dtype of `projected`, which is k, v and r;
-    decay (above zero) and first in float32."""
+    """The wkv of `rwkv4`, times sigmoid(r) where there is an r, in the dtype of `projected`, which
+    is k, v and maybe r; decay (above zero) and first in float32."""
     return _forward(projected[None], decay[None], first[None])[0].squeeze(0)
 
 
-@torch.library.custom_op("recallzoo::gated_wkv4", mutates_args=())
+@torch.library.custom_op("recallzoo::wkv4", mutates_args=())
 def _forward(projected: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """y [G, N, T, D] and, for the gradients alone, states of the scan, from [G, 3, N, T, D] and
+    """y [G, N, T, D] and, for the gradients alone, states of the scan, from [G, P, N, T, D] and
     [G, D]."""
     from recallzoo.mixers._kernels import wkv4 as kernel
 
     return kernel.forward(*(t.contiguous() for t in (projected, decay, first)))
 
 
-@torch.library.custom_op("recallzoo::gated_wkv4_backward", mutates_args=())
+@torch.library.custom_op("recallzoo::wkv4_backward", mutates_args=())
 def _backward(
     projected: Tensor, decay: Tensor, first: Tensor, states: Tensor, d_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

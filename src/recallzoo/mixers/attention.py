@@ -21,7 +21,7 @@ from recallzoo.mixers import _rotary_heads
 from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, select_positions
 from recallzoo.mixers._rotary import rotate
 from recallzoo.mixers._short_attention import is_fused, short_attention
-from recallzoo.mixers._softmax import PLAIN_MAX_SEQ_LEN, attend, attend_at
+from recallzoo.mixers._softmax import PLAIN_MAX_SEQ_LEN, attend, attend_at, read_at
 
 
 class Attention(Mixer):
@@ -95,7 +95,8 @@ class Attention(Mixer):
             # The bias is added in the kernel. Mapped over runs, a sum with it would be float32.
             qkv = F.linear(x, self.qkv.weight)
             y = short_attention(qkv, self.qkv.bias, self.num_heads, context, self.dropout)
-            return self.out_proj(y)
+            out = F.linear(y, self.out_proj.weight)
+            return out if self.out_proj.bias is None else out + self.out_proj.bias.to(out.dtype)
         qkv = self.qkv(x)
         if _rotary_heads.is_fused(qkv, self.head_dim, self.rotary_dim):
             q, k, v = _rotary_heads.turned_heads(qkv, self.num_heads, self.rotary_dim)
@@ -112,11 +113,25 @@ class Attention(Mixer):
         weight, bias, D = self.qkv.weight, self.qkv.bias, self.d_model
         bias_q, bias_kv = (None, None) if bias is None else (bias[:D], bias[D:])
         q = self._heads(F.linear(select_positions(x, positions), weight[:D], bias_q))
-        k, v = map(self._heads, F.linear(x, weight[D:], bias_kv).chunk(2, dim=-1))
-        q = rotate(q, positions[:, None, :], self.rotary_dim)
-        k = rotate(k, torch.arange(x.shape[1], device=x.device), self.rotary_dim)
-        y = attend_at(q, k, v, positions, context, window=self.window, dropout=self.dropout)
+        if self._is_read_from_inputs(positions.shape[1], x.shape[1]):
+            key_map, value_map = weight[D:].view(2, self.num_heads, self.head_dim, D).unbind()
+            bias_v = None if bias is None else bias[2 * D :].view(self.num_heads, self.head_dim)
+            maps = key_map, value_map, bias_v
+            y = read_at(q, x, *maps, positions, context, window=self.window, dropout=self.dropout)
+        else:
+            k, v = map(self._heads, F.linear(x, weight[D:], bias_kv).chunk(2, dim=-1))
+            q = rotate(q, positions[:, None, :], self.rotary_dim)
+            k = rotate(k, torch.arange(x.shape[1], device=x.device), self.rotary_dim)
+            y = attend_at(q, k, v, positions, context, window=self.window, dropout=self.dropout)
         return self.out_proj(y.transpose(-2, -3).flatten(-2))
+
+    def _is_read_from_inputs(self, num_queries: int, seq_len: int) -> bool:
+        """Whether keys and values need not be made: multiplications with and without them. Rotated
+        keys must be."""
+        D, H = self.d_model, self.num_heads
+        with_them = D * D * seq_len + D * num_queries * seq_len
+        without = D * D * num_queries + H * D * num_queries * seq_len
+        return self.rotary_dim == 0 and without < with_them
 
     def init_cache(self, batch_size: int) -> Cache:
         weight = self.qkv.weight

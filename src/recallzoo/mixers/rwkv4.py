@@ -18,8 +18,9 @@ Differs  The reference computes wkv in a CUDA kernel. It sets its matrices aside
 State    conv: the input before, D. matrix: numerator, denominator and their common exponent,
          3 D.
 Cost     O(B T D (D + RADIX)): see `_decayed_sums`. With Triton on CUDA the gated
-         wkv is a scan in registers, and the three mixtures are made at once.
-Letters  B batch, T time, D width, N blocks.
+         wkv is a scan in registers, and the three mixtures are made at once. For the outputs of
+         some positions alone, gate and output are computed there alone.
+Letters  B batch, T time, D width, N blocks, P parts.
 """
 
 import math
@@ -27,13 +28,13 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue
+from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, select_positions
 from recallzoo.mixers._token_shift import has_kernels, token_shift_mix
-from recallzoo.mixers._wkv4 import gated_wkv4
+from recallzoo.mixers._wkv4 import wkv4
 
 RADIX = 4
 """Positions that are summed directly; longer stretches are sums of sums."""
@@ -101,23 +102,48 @@ class RWKV4(Mixer):
         self, x: Float[Tensor, "*S D"], before: Float[Tensor, "*S D"]
     ) -> tuple[Float[Tensor, "*S D"], Float[Tensor, "*S D"], Float[Tensor, "*S D"]]:
         """Keys, values and the gate, from each input and the one before it."""
+        return *self._keys_and_values(x, before), self._gate(x, before)
+
+    def _keys_and_values(
+        self, x: Float[Tensor, "*S D"], before: Float[Tensor, "*S D"]
+    ) -> tuple[Float[Tensor, "*S D"], Float[Tensor, "*S D"]]:
         k = self.key(before + (x - before) * self.time_mix_k)
-        v = self.value(before + (x - before) * self.time_mix_v)
-        r = self.receptance(before + (x - before) * self.time_mix_r)
-        return k, v, torch.sigmoid(r)
+        return k, self.value(before + (x - before) * self.time_mix_v)
+
+    def _gate(
+        self, x: Float[Tensor, "*S D"], before: Float[Tensor, "*S D"]
+    ) -> Float[Tensor, "*S D"]:
+        return torch.sigmoid(self.receptance(before + (x - before) * self.time_mix_r))
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
         decay, first = self.time_decay.float().exp(), self.time_first.float()
         if has_kernels(x):
-            return self.output(gated_wkv4(self._projected(x), decay, first))
+            return self.output(wkv4(self._projected(x, 3), decay, first))
         k, v, gate = self._project(x, _one_later(x, 0.0))
         wkv = weighted_mean(k.float(), v.float(), decay, first)
         return self.output(gate * wkv.to(gate.dtype))
 
-    def _projected(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "3 B T D"]:
-        """Keys, values and receptances by one product. What is stacked is small."""
-        mixed = token_shift_mix(x, torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r]))
-        weights = torch.stack([self.key.weight, self.value.weight, self.receptance.weight])
+    def forward_at(
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
+    ) -> Float[Tensor, "B Q D"]:
+        decay, first = self.time_decay.float().exp(), self.time_first.float()
+        if has_kernels(x):
+            wkv = wkv4(self._projected(x, 2), decay, first)
+        else:
+            k, v = self._keys_and_values(x, _one_later(x, 0.0))
+            wkv = weighted_mean(k.float(), v.float(), decay, first)
+        both = torch.cat([positions, (positions - 1).clamp(min=0)], dim=1)
+        x, before = select_positions(x, both).chunk(2, dim=1)
+        gate = self._gate(x, before * (positions > 0)[:, :, None])
+        return self.output(gate * select_positions(wkv, positions).to(gate.dtype))
+
+    def _projected(self, x: Float[Tensor, "B T D"], num_parts: int) -> Float[Tensor, "P B T D"]:
+        """Keys, values and, of three parts, receptances by one product. What is stacked is
+        small."""
+        ratios = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        maps = (self.key, self.value, self.receptance)
+        mixed = token_shift_mix(x, torch.stack(ratios[:num_parts]))
+        weights = torch.stack([linear.weight for linear in maps[:num_parts]])
         return torch.bmm(mixed.flatten(1, 2), weights.mT).unflatten(1, x.shape[:2])
 
     def init_cache(self, batch_size: int) -> Cache:

@@ -1,4 +1,4 @@
-"""RWKV-4's weighted mean, gated, as a scan in registers: Triton kernels.
+"""RWKV-4's weighted mean, gated or not, as a scan in registers: Triton kernels.
 
 A program keeps the sums of one sequence and a block of channels, a channel to a thread, so that no
 thread reads what another wrote. Positions come in chunks, whose rows are all asked for before the
@@ -9,9 +9,11 @@ in registers, then runs back in time with
     G[t-1] = g[t] / den[t] (1, -y[t]) + e^-w G[t],        d w = - sum over t of e^-w G[t] . sums[t]
 
 Every sum carries its largest exponent, as in `rwkv4._decayed_sums`, here in powers of 2. Keys,
-values and receptances lie in one tensor [G, 3, N, T, D], as a product of all three leaves them.
+values and, where there is a gate, receptances lie in one tensor [G, P, N, T, D], as one product
+leaves them.
 
-Letters   G groups of N sequences with weights of their own, T time, D width, C chunks.
+Letters   P parts, 3 or 2, G groups of N sequences with weights of their own, T time, D width,
+          C chunks.
 """
 
 # Launches take sizes as plain numbers, and options of the compiler.
@@ -53,11 +55,11 @@ def _rows(pointer, start, T, D, inside, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _places(group, row, start, N, T: tl.constexpr, D: tl.constexpr):
+def _places(group, row, start, N, T: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr):
     """Where a sequence's keys, values and receptances from `start` on lie."""
-    keys = ((group * 3 * N + row) * T + start) * D
-    values = (((group * 3 + 1) * N + row) * T + start) * D
-    return keys, values, (((group * 3 + 2) * N + row) * T + start) * D
+    keys = ((group * PARTS * N + row) * T + start) * D
+    values = (((group * PARTS + 1) * N + row) * T + start) * D
+    return keys, values, (((group * PARTS + 2) * N + row) * T + start) * D
 
 
 @triton.jit
@@ -75,6 +77,7 @@ def _forward(
     N,
     T: tl.constexpr,
     D: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -96,15 +99,18 @@ def _forward(
         tl.store(state + D, weight, mask=inside)
         tl.store(state + 2 * D, exponent, mask=inside)
         at = (sequence * T + start) * D + col
-        to_k, to_v, to_r = _places(group, sequence % N, start, N, T, D)
+        to_k, to_v, to_r = _places(group, sequence % N, start, N, T, D, PARTS)
         keys = _rows(projected + to_k + col, start, T, D, inside, ROWS)
         values = _rows(projected + to_v + col, start, T, D, inside, ROWS)
-        receptances = _rows(projected + to_r + col, start, T, D, inside, ROWS)
+        if PARTS == 3:
+            receptances = _rows(projected + to_r + col, start, T, D, inside, ROWS)
         for j in tl.static_range(ROWS):
             key, value = keys[j].to(tl.float32) * LOG2E, values[j].to(tl.float32)
             _, past, now = _shares(exponent, key + u)
-            closed = 1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32))
-            out = (past * total + now * value) / ((past * weight + now) * closed)
+            below = past * weight + now
+            if PARTS == 3:
+                below *= 1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32))
+            out = (past * total + now * value) / below
             here = inside & (start + j < T)
             _put(y + at + j * D, out, here)
             exponent, past, now = _shares(exponent - w, key)
@@ -125,6 +131,7 @@ def _backward(
     N,
     T: tl.constexpr,
     D: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -145,10 +152,11 @@ def _backward(
         chunk = chunks - 1 - back
         start = chunk * ROWS
         at = (sequence * T + start) * D + col
-        to_k, to_v, to_r = _places(group, sequence % N, start, N, T, D)
+        to_k, to_v, to_r = _places(group, sequence % N, start, N, T, D, PARTS)
         keys = _rows(projected + to_k + col, start, T, D, inside, ROWS)
         values = _rows(projected + to_v + col, start, T, D, inside, ROWS)
-        receptances = _rows(projected + to_r + col, start, T, D, inside, ROWS)
+        if PARTS == 3:
+            receptances = _rows(projected + to_r + col, start, T, D, inside, ROWS)
         givens = _rows(d_y + at, start, T, D, inside, ROWS)
         state = states + (sequence * chunks + chunk) * 3 * D + col
         total = tl.load(state, mask=inside, other=0.0)
@@ -168,9 +176,11 @@ def _backward(
             largest, past, now = _shares(exponents[j], key + u)
             inverse = 1.0 / (past * weights[j] + now)
             out = (past * totals[j] + now * value) * inverse
-            gate = 1.0 / (1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32)))
-            given = givens[j].to(tl.float32) * gate
-            _put(d_projected + to_r + col + j * D, given * out * (1.0 - gate), here)
+            given = givens[j].to(tl.float32)
+            if PARTS == 3:
+                gate = 1.0 / (1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32)))
+                given *= gate
+                _put(d_projected + to_r + col + j * D, given * out * (1.0 - gate), here)
             scaled = given * inverse
             direct = now * scaled
             slope = direct * (value - out)
@@ -199,7 +209,7 @@ def state_shape(projected: Tensor) -> tuple[int, ...]:
 
 def forward(projected: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """sigmoid(r) wkv, [G, N, T, D], and the sums before each chunk, [G, N, C, 3, D], from k, v
-    and r [G, 3, N, T, D], decay and first [G, D] in float32."""
+    and r [G, 3, N, T, D], decay and first [G, D] in float32; wkv without r."""
     y = torch.empty_like(projected[:, 0], memory_format=torch.contiguous_format)
     states = torch.empty(state_shape(projected), device=projected.device)
     grid, sizes = _launch(projected)
@@ -210,7 +220,7 @@ def forward(projected: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Te
 def backward(
     projected: Tensor, decay: Tensor, first: Tensor, states: Tensor, d_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of k, v and r in one tensor, decay and first."""
+    """Gradients of the parts in one tensor, decay and first."""
     groups, _, number, _, width = projected.shape
     sums = torch.empty(2, groups, number, width, device=projected.device)
     d_projected = torch.empty_like(projected)
@@ -220,8 +230,9 @@ def backward(
 
 
 def _launch(projected: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    groups, _, number, seq_len, width = projected.shape
+    groups, parts, number, seq_len, width = projected.shape
     block = min(BLOCK, int(triton.next_power_of_2(width)))
-    sizes = {"N": number, "T": seq_len, "D": width, "ROWS": min(CHUNK, seq_len), "BLOCK": block}
+    sizes = {"N": number, "T": seq_len, "D": width, "PARTS": parts, "BLOCK": block}
+    sizes["ROWS"] = min(CHUNK, seq_len)
     grid = (groups * number * int(triton.cdiv(width, block)),)
     return grid, {**sizes, "num_warps": max(1, block // 32)}
