@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,27 @@ class _Written(Exception):
     """Raised where the compiled program would run."""
 
 
-def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[dict[str, int]]:
+@dataclass(frozen=True)
+class Written:
+    """A program as Inductor wrote it, forward or backward."""
+
+    kernels: dict[str, int]
+    """Bytes of machine code of every Triton kernel by name; not those of custom operators."""
+    moved: list[tuple[str, int]]
+    """What each step of the program does, custom operators and libraries' products too, and the
+    bytes that it reads and writes: every buffer once, so no more than that where a cache helps."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Moved in all."""
+        return sum(amount for _, amount in self.moved)
+
+
+def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[Written]:
     """Compile `function` for the GPU as one graph, and its backward where an input needs gradients.
 
-    Returns the bytes of machine code of every Triton kernel by name, of the forward program and,
-    where there is one, of the backward program. Raises what Inductor or Triton raise;
-    AssertionError where a program has no kernel. Custom operators' own kernels are not in either.
+    Returns the forward program and, where there is one, the backward program. Raises what Inductor
+    or Triton raise; AssertionError where a program has no kernel.
     """
     import torch
     import torch._functorch.config
@@ -126,9 +142,11 @@ def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[dict[str, in
             return func(*args, **kwargs)
 
     sources: list[str] = []
+    moved: list[list[tuple[str, int]]] = []
 
     def write(graph: GraphLowering) -> object:
         sources.append(graph.codegen()[0].value)  # pyright: ignore[reportAttributeAccessIssue]
+        moved.append([_step(node) for node in graph.scheduler.nodes])
         return types.SimpleNamespace(call=_run, runner=None)
 
     def _run(*_: Any) -> None:
@@ -157,13 +175,28 @@ def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[dict[str, in
             torch.compile(function, dynamic=False, fullgraph=True)(*inputs)
             raise AssertionError("the compiled program ran without its code being taken")
         programs = [
-            {name: _machine_code(name, kernel) for name, kernel in _triton_sources(source)}
-            for source in sources
+            Written(
+                {name: _machine_code(name, kernel) for name, kernel in _triton_sources(source)},
+                steps,
+            )
+            for source, steps in zip(sources, moved, strict=True)
         ]
     assert programs, "no program was written"
-    for number, kernels in enumerate(programs):
-        assert kernels, f"program {number} was written without one Triton kernel"
+    for number, program in enumerate(programs):
+        assert program.kernels, f"program {number} was written without one Triton kernel"
     return programs
+
+
+def _step(node: Any) -> tuple[str, int]:
+    """The operators that a node of Inductor's schedule was made of, and the bytes that it moves."""
+    kernel = getattr(node.node, "python_kernel_name", None)
+    origins = {
+        str(origin.target).rpartition(".")[0].rpartition(".")[2] or str(origin.target)
+        for part in node.get_nodes()
+        if part.node is not None
+        for origin in part.node.origins
+    }
+    return kernel or " ".join(sorted(origins)), node.get_read_write_buffers_sizes()
 
 
 def _triton_sources(program: str) -> Iterator[tuple[str, str]]:

@@ -3,8 +3,8 @@
     python tests/gpu_code/programs.py NAME...
 
 compiles these for a GPU without one and prints a line of JSON for each: how many Triton kernels
-forward and backward have, the seconds that it took, and what was raised. Names may be patterns
-(`pack/*`):
+forward and backward have and the megabytes that each moves, the seconds that it took, and what was
+raised. Names may be patterns (`pack/*`):
 
     pack/SETTING        the step of a pack of two runs whose model has this mixer
     pack-norms/SETTING  the same without state mixers, the norms in one pass with the additions
@@ -14,6 +14,10 @@ forward and backward have, the seconds that it took, and what was raised. Names 
     valid/SETTING       the same in validation
     preset/NAME/I       layer I of a preset, the first of its kind, at its own width
     model/NAME          all blocks of a preset in one graph
+    cell/MIXER-T-D      a pack of a cell of Figure 2 between embedding and head: also its passes,
+                        which are bytes over those of the residual stream, and the steps of the
+                        program that have half of one or more. What a GPU waits for in small models
+                        can so be counted before and after a change
 
     broken/...          what is refused, so that a test sees that it is
 
@@ -24,14 +28,16 @@ Shapes are small; what a kernel computes, and how fast, only a GPU can tell.
 import dataclasses
 import fnmatch
 import functools
+import itertools
 import json
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import no_gpu
-from no_gpu import gpu_kernels
+from no_gpu import Written, gpu_kernels
 
 if __name__ == "__main__":
     no_gpu.pretend()
@@ -48,6 +54,8 @@ from recallzoo.model import Block, LanguageModel, ModelConfig, StateMixer
 from recallzoo.presets import preset
 from recallzoo.presets import registry as presets
 from recallzoo.random import mix64
+from recallzoo.recipes import _figure2 as figure2
+from recallzoo.recipes.figure2 import figure2 as figure2_runs
 from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.tasks import Data, make_splits, task
 from recallzoo.train import _large_model as large
@@ -56,10 +64,11 @@ from recallzoo.train._program import EMBEDDING, Program
 from recallzoo.train._stack import stack_models
 
 GPU = torch.device("cuda", 0)
-Kernels = list[dict[str, int]]
+Kernels = list[Written]
 BATCH_SIZE = 8
 SEQ_LEN = 64
 D_MODEL = 32
+CELL, CELL_RUNS = "cell/", 4
 LONG_SEQ_LEN = 1024
 """Tokens at which attention to rows goes by FlexAttention."""
 
@@ -81,6 +90,9 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
         for layer in _kinds(preset(name).model):
             programs[f"preset/{name}/{layer}"] = functools.partial(_preset_layer, name, layer)
         programs[f"model/{name}"] = functools.partial(_preset_model, name)
+    for name, seq_len, width in itertools.product(figure2.MIXERS, figure2.SEQ_LENS, figure2.WIDTHS):
+        cell = functools.partial(_cell, name, seq_len, width)
+        programs[f"{CELL}{name}-{seq_len}-{width}"] = cell
     return programs
 
 
@@ -122,8 +134,12 @@ def move(module: nn.Module) -> None:
                 tensors[name] = moved[tensor]  # pyright: ignore[reportArgumentType]
 
 
+def _pack(config: MixerConfig, state_mixer: StateMixer) -> Kernels:
+    return _trunk(_program(config, state_mixer))
+
+
 def _program(config: MixerConfig, state_mixer: StateMixer) -> Program:
-    """A pack of two runs, built as the trainer builds it and then moved to the GPU."""
+    """A pack of two runs of one layer's kind."""
     model = ModelConfig(
         mixers=(config,),
         d_model=D_MODEL,
@@ -139,7 +155,20 @@ def _program(config: MixerConfig, state_mixer: StateMixer) -> Program:
         budget=Budget(batch_size=BATCH_SIZE),
         precision="bf16",
     )
-    runs = [run, dataclasses.replace(run, seed=1)]
+    return _on_gpu(run, 2)
+
+
+def _cell(name: str, seq_len: int, width: int) -> Kernels:
+    """A pack of CELL_RUNS runs as the recipe has them."""
+    (run, *_) = figure2_runs(
+        mixers=(name,), seq_lens=(seq_len,), widths=(width,), num_examples=2048, seeds=(0,)
+    )
+    return _trunk(_on_gpu(run, CELL_RUNS))
+
+
+def _on_gpu(run: Run, num_runs: int) -> Program:
+    """A pack, built as the trainer builds it and then moved to the GPU."""
+    runs = [dataclasses.replace(run, seed=seed) for seed in range(num_runs)]
     with unset_fake_temporarily():
         train = make_splits(run.data, torch.device("cpu"))["train"]
         stack = stack_models(runs, torch.device("cpu"))
@@ -153,17 +182,34 @@ def _program(config: MixerConfig, state_mixer: StateMixer) -> Program:
     return program
 
 
-def _pack(config: MixerConfig, state_mixer: StateMixer) -> Kernels:
-    program = _program(config, state_mixer)
+def _trunk(program: Program) -> Kernels:
+    """What a pack compiles between embedding and head."""
     inside = {n: p for n, p in program.stack.parameters.items() if n != EMBEDDING}
     for parameter in inside.values():
         parameter.requires_grad_()
-    shape = (len(program.runs), BATCH_SIZE, SEQ_LEN)
-    vectors = torch.empty(*shape, D_MODEL, dtype=torch.bfloat16, device=GPU, requires_grad=True)
+    (run, *_) = program.runs
+    shape = (len(program.runs), run.budget.batch_size, run.data.max_seq_len)
+    width = run.model.d_model
+    vectors = torch.empty(*shape, width, dtype=torch.bfloat16, device=GPU, requires_grad=True)
     tokens = torch.empty(shape, dtype=torch.int64, device=GPU)
-    positions = torch.empty(*shape[:2], 4, dtype=torch.int64, device=GPU)
+    (split,) = run.data.train
+    num_queries = split.task.num_queries
+    positions = torch.empty(*shape[:2], num_queries, dtype=torch.int64, device=GPU)
     keys = torch.empty(shape[0], dtype=torch.int64, device=GPU)
     return gpu_kernels(program._mapped_trunk, inside, vectors, tokens, positions, keys)
+
+
+def _passes(name: str, programs: Kernels) -> dict[str, Any]:
+    """Bytes of a cell's programs as passes over the residual stream of a run."""
+    seq_len, width = map(int, name.split("-")[-2:])
+    one = figure2.BATCH_SIZES[seq_len] * seq_len * width * 2 * CELL_RUNS
+    steps = [
+        [(round(amount / one, 1), what) for what, amount in program.moved] for program in programs
+    ]
+    return {
+        "passes": [round(program.num_bytes / one, 1) for program in programs],
+        "steps": [[step for step in program if step[0] >= 0.5] for program in steps],
+    }
 
 
 def _update() -> Kernels:
@@ -257,7 +303,12 @@ def main(patterns: list[str]) -> int:
         try:
             with FakeTensorMode():
                 kernels = programs[name]()
-            line |= {"kernels": [len(program) for program in kernels]}
+            line |= {
+                "kernels": [len(program.kernels) for program in kernels],
+                "megabytes": [round(program.num_bytes / 1e6, 2) for program in kernels],
+            }
+            if name.startswith(CELL):
+                line |= _passes(name, kernels)
         except Exception as error:  # noqa: BLE001 (whatever a compiler raises is to be told)
             failed = True
             line |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
