@@ -9,8 +9,6 @@ from recallzoo.mixers._channel_major import (
     columns_by_columns,
     from_channels,
     rows_by_rows,
-    select_by_product,
-    select_from_channels,
     to_channels,
 )
 
@@ -72,17 +70,6 @@ def test_autocast_decides_the_precision(form):
     wanted = einsum(*(tensor.bfloat16().float() for tensor in inputs))
     torch.testing.assert_close(y.float(), wanted, rtol=2**-8, atol=1e-5)
     assert [g.dtype for g in torch.autograd.grad(y.sum(), inputs)] == [torch.float32] * 2
-
-
-def test_positions_are_selected_alike_by_index_and_by_product():
-    (z,) = draw([(D, B, T)])
-    positions = torch.tensor([[4, 0], [1, 1], [3, 2]])
-    by_index, by_product = (
-        with_gradients(lambda z, f=f: f(z, positions), [z])
-        for f in (select_from_channels, select_by_product)
-    )
-    torch.testing.assert_close(by_product, by_index, rtol=0, atol=0)
-    torch.testing.assert_close(by_index[0][1, 0], z[:, 1, 1])
 
 
 @pytest.mark.parametrize("operator", [rows_by_rows, columns_by_columns])

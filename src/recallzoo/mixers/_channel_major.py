@@ -11,15 +11,15 @@ PyTorch differentiates a batched product with a transposed operand into a gradie
 layout, which is then copied. The operators below write gradients as their operands lie; in groups,
 so that mapping over packed runs (`torch.func.vmap`) only adds groups.
 
-Letters   B batch, T time, D and E widths, N = B T rows, Q queries, G groups, R packed runs.
+Letters   B batch, T time, D and E widths, N = B T rows, G groups, R packed runs.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from recallzoo.mixers._contract import product_dtype, select_positions
+from recallzoo.mixers._contract import product_dtype
 from recallzoo.mixers._groups import over_groups
 
 
@@ -38,24 +38,6 @@ def from_channels(
     weight, z = _as_products(weight, z)
     y = columns_by_columns(z.flatten(1)[None], weight.transpose(0, 1)[None])
     return y.squeeze(0).unflatten(0, z.shape[1:])
-
-
-def select_from_channels(
-    z: Float[Tensor, "D B T"], positions: Int[Tensor, "B Q"]
-) -> Float[Tensor, "B Q D"]:
-    """`select_positions` of what lies channels first."""
-    if z.is_cuda and z.dtype == torch.bfloat16:
-        return select_by_product(z, positions)
-    return select_positions(z.permute(1, 2, 0), positions)
-
-
-def select_by_product(
-    z: Float[Tensor, "D B T"], positions: Int[Tensor, "B Q"]
-) -> Float[Tensor, "B Q D"]:
-    """The same as a product with one 1 a row, which is exact: its gradient is a product as well
-    and adds up in a fixed order."""
-    chosen = positions[:, :, None] == torch.arange(z.shape[-1], device=z.device)
-    return rows_by_rows(chosen.to(z.dtype), z.transpose(0, 1).contiguous())
 
 
 def _as_products(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,21 +16,29 @@
 None of them scatters, branches on values or uses a convolution operator, which `vmap` over
 packed runs maps badly.
 
-Letters   B batch, T time, D width, K filter taps.
+Letters   B batch, T time, D width, K filter taps, Q queries.
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._contract import HAS_TRITON, Cache, Context, Mixer, product_dtype
+from recallzoo.mixers._contract import (
+    HAS_TRITON,
+    Cache,
+    Context,
+    Mixer,
+    product_dtype,
+    select_positions,
+)
 from recallzoo.mixers._fft_conv import fft_conv
 from recallzoo.mixers._fft_products import conv_channels_by_fft_products
 from recallzoo.mixers._long_convolution import conv_channels_by_tiles
+from recallzoo.mixers._select_channels import select_from_channels
 from recallzoo.mixers._toeplitz_matrix import toeplitz_matrix
 
 MAX_SHIFTS = 4
@@ -152,6 +160,17 @@ class Convolution(Mixer):
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
         return self._finish(causal_conv(x, self.filter_taps(x.shape[-2])), x)
+
+    def forward_at(
+        self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
+    ) -> Float[Tensor, "B Q D"]:
+        seq_len = x.shape[-2]
+        taps = self.filter_taps(seq_len)[..., :seq_len]
+        if taps.shape[-1] <= MAX_SHIFTS:
+            y = select_positions(conv_by_shifts(x, taps), positions)
+        else:
+            y = select_from_channels(causal_conv_channels(x.movedim(-1, 0), taps), positions)
+        return self._finish(y, select_positions(x, positions) if self.skip else y)
 
     def init_cache(self, batch_size: int) -> Cache:
         parameter = next(self.parameters())

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._channel_major import from_channels, select_from_channels, to_channels
+from recallzoo.mixers._channel_major import from_channels, to_channels
 from recallzoo.mixers._contract import (
     Cache,
     Context,
@@ -53,6 +53,7 @@ from recallzoo.mixers._convolution import (
     init_linear_maps,
 )
 from recallzoo.mixers._correlation import correlation
+from recallzoo.mixers._select_channels import select_from_channels
 
 
 class H3(Mixer):

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from recallzoo.errors import InvalidConfig
-from recallzoo.mixers._channel_major import from_channels, select_from_channels, to_channels
+from recallzoo.mixers._channel_major import from_channels, to_channels
 from recallzoo.mixers._contract import Cache, Context, Mixer, OptionValue, ParameterRule
 from recallzoo.mixers._convolution import (
     causal_conv_channels,
@@ -43,6 +43,7 @@ from recallzoo.mixers._convolution import (
     require_length,
 )
 from recallzoo.mixers._gated_short_conv import gated_short_conv
+from recallzoo.mixers._select_channels import select_from_channels
 from recallzoo.mixers.short_conv import ShortConv
 
 DECAY_TARGET = 1e-2
@@ -186,8 +187,10 @@ class Hyena(Mixer):
         positions = ParameterRule(decay=False, learning_rate=self.position_learning_rate)
         return {**rules, "filter.positions": positions}
 
-    def _gated(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "D B T"]:
-        """What W_out maps: the second gate times the long convolution, channels first."""
+    def _gate_and_recalled(
+        self, x: Float[Tensor, "B T D"], context: Context
+    ) -> tuple[Float[Tensor, "D B T"], Float[Tensor, "D B T"]]:
+        """The second gate, and the long convolution that it is multiplied with, channels first."""
         seq_len = x.shape[-2]
         require_length(self.name, seq_len, self.max_seq_len)
         weight, bias, short = self.in_proj.weight, self.in_proj.bias, self.short
@@ -195,16 +198,19 @@ class Hyena(Mixer):
         u, gate2 = gated_short_conv(to_channels(weight, x), bias, short.filter, short.bias)
         # Masks are a function of the position in [B, T, D].
         u = context.dropout(u.permute(1, 2, 0), self.dropout).permute(2, 0, 1)
-        return gate2 * causal_conv_channels(u, self.filter(seq_len))
+        return gate2, causal_conv_channels(u, self.filter(seq_len))
 
     def forward(self, x: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
-        y = from_channels(self._gated(x, context), self.out_proj.weight)
+        gate2, recalled = self._gate_and_recalled(x, context)
+        y = from_channels(gate2 * recalled, self.out_proj.weight)
         return y + self.out_proj.bias.to(y.dtype)
 
     def forward_at(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "B Q"], context: Context
     ) -> Float[Tensor, "B Q D"]:
-        return self.out_proj(select_from_channels(self._gated(x, context), positions))
+        both = self._gate_and_recalled(x, context)
+        gate2, recalled = (select_from_channels(z, positions) for z in both)
+        return self.out_proj(gate2 * recalled)
 
     def init_cache(self, batch_size: int) -> Cache:
         past = self.in_proj.weight.new_zeros(batch_size, 0, self.d_model)
