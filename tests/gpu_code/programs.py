@@ -48,7 +48,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import vmap
 
-from recallzoo.mixers import Context, MixerConfig, mixer, registry
+from recallzoo.mixers import Context, MixerConfig, mixer, mixer_class, registry
 from recallzoo.mixers._selectors import Random
 from recallzoo.model import Block, LanguageModel, ModelConfig, StateMixer
 from recallzoo.presets import preset
@@ -82,8 +82,9 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
         "broken/no-kernel": _without_kernel,
     }
     for name, config in settings().items():
-        programs[f"pack/{name}"] = functools.partial(_pack, config, "none")
-        programs[f"pack-norms/{name}"] = functools.partial(_pack, config, "identity")
+        if mixer_class(config.name).causal:  # others are refused on recall tasks
+            programs[f"pack/{name}"] = functools.partial(_pack, config, "none")
+            programs[f"pack-norms/{name}"] = functools.partial(_pack, config, "identity")
         for form in ("block", "valid"):
             programs[f"{form}/{name}"] = functools.partial(_block, config, form == "block")
     for name in presets:
