@@ -82,7 +82,7 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
         "broken/no-kernel": _without_kernel,
     }
     for name, config in settings().items():
-        if mixer_class(config.name).causal:  # others are refused on recall tasks
+        if getattr(mixer_class(config.name), "causal", True):  # others are refused on recall tasks
             programs[f"pack/{name}"] = functools.partial(_pack, config, "none")
             programs[f"pack-norms/{name}"] = functools.partial(_pack, config, "identity")
         for form in ("block", "valid"):
