@@ -187,24 +187,6 @@ def test_finished_runs_of_several_folders_put_together_are_not_trained_again(tmp
     assert_frame_equal(table(tmp_path / "o"), expected)
 
 
-@pytest.mark.slow
-def test_workers_of_a_cluster_stop_at_a_checkpoint(tmp_path):
-    pytest.importorskip("ray")
-    runs = [run_of(width=width, num_epochs=10**6) for width in (16, 32, 64)]
-    options: dict[str, Any] = {"executor": "ray", "devices": 1, "packs_per_device": 2}
-    for seconds in (20, 60, 180):  # until it is enough for workers to start, of a million epochs
-        started = time.monotonic()
-        assert do(tmp_path, Silent(), runs, seconds=seconds, **options) == []
-        # Their start is no time on top, and a cluster ends in seconds.
-        assert time.monotonic() - started < seconds + 35
-        assert read_json(tmp_path / "sweep.json")["calls"][-1]["outcome"] == "out of time"
-        found = list((tmp_path / "packs").glob("*/checkpoint.safetensors"))
-        assert len(found) <= 2, "the third pack was never begun"
-        if found:
-            return
-    raise AssertionError("no worker came to train within three minutes")
-
-
 class Silent:
     """A watcher that does nothing."""
 

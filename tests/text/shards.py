@@ -42,3 +42,13 @@ def write_data(
         ),
         progress=False,
     )
+
+
+def zipf_documents(
+    seed: int, number: int, vocab_size: int, longest: int = 3000
+) -> list[np.ndarray]:
+    """Documents of up to so many ids, of which some are much more frequent than others."""
+    rng = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, vocab_size + 1)
+    lengths = rng.integers(1, longest, size=number)
+    return [rng.choice(vocab_size, size=n, p=weights / weights.sum()) for n in lengths]

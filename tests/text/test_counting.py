@@ -18,14 +18,7 @@ from recallzoo.text import PairCounts, counting, open_data
 from recallzoo.text._hash_table import HashTable
 from recallzoo.text.counting import count_pairs
 from tests.text import definitions
-from tests.text.shards import write_data
-
-
-def zipf_documents(seed: int, number: int, vocab_size: int, longest: int = 3000):
-    rng = np.random.default_rng(seed)
-    weights = 1 / np.arange(1, vocab_size + 1)
-    lengths = rng.integers(1, longest, size=number)
-    return [rng.choice(vocab_size, size=n, p=weights / weights.sum()) for n in lengths]
+from tests.text.shards import write_data, zipf_documents
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -79,18 +72,6 @@ def test_documents_of_one_token_have_no_pairs(tmp_path):
     table = count_pairs(data, progress=False)
     assert table.as_dict() == {}
     assert table.lookup(torch.tensor([1]), torch.tensor([2])).tolist() == [0]
-
-
-@pytest.mark.unchecked
-def test_ray_tasks_give_the_same_table(tmp_path):
-    pytest.importorskip("ray")
-    documents = zipf_documents(1, 30, 300)
-    tables = []
-    for executor in ("threads", "ray"):
-        data = write_data(tmp_path / executor, documents, 300, name="same")
-        count_pairs(data, memory_mib=0.4, workers=2, executor=executor, progress=False)
-        tables.append(files_of(data.folder / "pair_counts"))
-    assert tables[0] == tables[1]
 
 
 def test_ray_without_ray_says_what_to_install(tmp_path, monkeypatch):
