@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import children
 import pytest
+import several_gpus
 from several_gpus import command_of
 from several_gpus_pretrain import pretrain_command
 from several_gpus_record import (
@@ -20,7 +20,6 @@ from several_gpus_record import (
     table_difference,
 )
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ABOUT = {"commands": ["python benchmarks/several_gpus.py"]}
 
 
@@ -152,13 +151,14 @@ def test_a_child_that_outlasts_its_time_is_stopped_with_all_it_started(tmp_path)
         pytest.fail("the child's child lives on")
 
 
-def test_help_explains_the_parts_and_without_gpus_it_says_what_to_do():
-    script = [sys.executable, str(BENCHMARKS / "several_gpus.py")]
-    helped = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True)
+def test_help_explains_the_parts_and_without_gpus_it_says_what_to_do(capsys):
+    with pytest.raises(SystemExit) as helped:
+        several_gpus.main(["--help"])
+    assert helped.value.code == 0
+    told = capsys.readouterr().out
     for word in ("pretrain", "kill", "sweep", "--child-seconds", "--concurrent"):
-        assert word in helped.stdout
-    refused = subprocess.run(
-        [*script, "--device", "cpu", "--global-batch", "9"], capture_output=True, text=True
-    )
-    assert refused.returncode == 2
-    assert "give a multiple of 16" in refused.stderr
+        assert word in told
+    with pytest.raises(SystemExit) as refused:
+        several_gpus.main(["--device", "cpu", "--global-batch", "9"])
+    assert refused.value.code == 2
+    assert "give a multiple of 32" in capsys.readouterr().err
