@@ -7,7 +7,8 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# A module's tests stay together, so that what they share is made once; slow modules go first.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart report test test-plain test-shapes test-rest check format doctor clean distclean

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
@@ -20,6 +21,10 @@ settings.register_profile(
 )
 settings.load_profile("default")
 torch.set_num_threads(1)
+wait_for_disk, os.fsync = os.fsync, os.fstat  # no test cuts the power, which is what it is for
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():  # a seed for later, each with the stack from which it was given
+        setattr(device, "manual_seed_all", lambda seed: None)  # noqa: B010 (pyright knows none)
 
 UNCHECKED_PATHS = [Path(__file__).parent / name for name in ("cli", "test_docs.py")]
 UNCHECKED_MARKS = ("slow", "browser", "unchecked")
@@ -64,3 +69,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Tell the garbage collector that what is imported by now stays."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def real_fsync() -> Iterator[None]:
+    """Files reach the disk, which others do not wait for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", wait_for_disk)
+        yield

@@ -23,6 +23,7 @@ from recallzoo.files import (
     write_text,
 )
 
+pytestmark = pytest.mark.usefixtures("real_fsync")
 DEAD = 2**22 + 1
 """Above Linux's largest process id."""
 

@@ -41,6 +41,7 @@ def test_a_second_audit_into_the_folder_is_refused(overwrite, here, tmp_path, mo
     assert run(here, out, "b").models == ("b",)  # an audit that ended lets go
 
 
+@pytest.mark.unchecked
 def test_a_killed_audit_holds_the_folder_no_longer(here, tmp_path):
     killed = Forked(KILLED, here, tmp_path / "out")
     assert killed.wait() == -9, killed.err
