@@ -215,9 +215,9 @@ def test_the_dtype_stays():
 
 @FORMS
 def test_runs_with_filters_of_their_own_pack(form):
-    x, taps, d_y = draw(3, 2, 2, 70), draw(3, 2, 70, seed=1), draw(3, 2, 2, 70, seed=2)
+    x, taps, d_y = draw(2, 2, 2, 70), draw(2, 2, 70, seed=1), draw(2, 2, 2, 70, seed=2)
     packed = with_gradients(torch.func.vmap(form), x, taps, d_y)
-    for run in range(3):
+    for run in range(2):
         alone = with_gradients(form, x[run], taps[run], d_y[run])
         for one, other in zip(packed, alone, strict=True):
             torch.testing.assert_close(one[run], other, rtol=0, atol=0)
@@ -225,7 +225,7 @@ def test_runs_with_filters_of_their_own_pack(form):
 
 @pytest.mark.parametrize("size", [SMALL, IN_PARTS])
 def test_the_operator_is_known_to_the_compiler(size):
-    x, taps = draw(2, 3, 20).requires_grad_(), draw(2, 20, seed=1).requires_grad_()
+    x, taps = draw(1, 2, 20).requires_grad_(), draw(1, 20, seed=1).requires_grad_()
     torch.library.opcheck(fft_products, (x, taps, *size))
 
 

@@ -74,7 +74,7 @@ def test_bfloat16_inputs_are_rounded_once_and_summed_in_float32(function, T):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_pack_of_runs_equals_runs_alone(compiled):
-    drawn = [draw(5, 65, 2, 3, seed) for seed in range(RUNS)]
+    drawn = [draw(2, 65, 2, 3, seed) for seed in range(RUNS)]
     inputs = [torch.stack(t) for t in zip(*(inputs for inputs, _ in drawn), strict=True)]
     cotangents = [torch.stack(t) for t in zip(*(given for _, given in drawn), strict=True)]
 
