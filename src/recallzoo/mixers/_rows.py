@@ -9,9 +9,9 @@ O(C T K) time, and no form here holds more than C by T of anything. Which form c
             `torch.func.vmap`, which folds the run axis into its products
     fused   PyTorch's fused operator under a C by T mask, in chunks of rows whose masks are made
             again in the backward pass
-    flex    FlexAttention on CUDA: its block mask is computed from the positions, so blocks of
-            rows beyond the last selected one and keys after it cost nothing. Capacity is then
-            memory for queries only, and time follows the number selected
+    flex    FlexAttention on CUDA, for many rows: its block mask is computed from the positions,
+            so blocks of rows beyond the last selected one and keys after it cost nothing.
+            Capacity is then memory for queries only, and time follows the number selected
 
 Letters   B batch, T time, H heads, K key width, C rows (capacity).
 """
@@ -35,6 +35,10 @@ Form = Literal["plain", "fused", "flex"]
 
 CHUNK = 1024
 """Rows of one call of the fused operator: its mask is CHUNK by T."""
+FUSED_MAX_ROWS = 512
+"""Most rows for which the fused operator is chosen where FlexAttention is there. With room for 256
+rows it takes 0.5 to 0.6 of its time from 2,048 to 65,536 tokens on an H100, with room for 1,024 of
+which 256 are selected 0.8 to 1.2 (results/scaling_h100.json, `forms`)."""
 BLOCK = 128
 """Rows, and keys, to a block of FlexAttention."""
 
@@ -64,7 +68,7 @@ def form_for(q: Float[Tensor, "B H C K"], seq_len: int, drops: bool) -> Form:
     rows, head_dim = q.shape[-2:]
     if drops or max(rows, seq_len) <= PLAIN_MAX_SEQ_LEN or is_mapped(q):
         return "plain"
-    return "flex" if can_flex(q, head_dim) else "fused"
+    return "flex" if rows > FUSED_MAX_ROWS and can_flex(q, head_dim) else "fused"
 
 
 def can_flex(x: Tensor, head_dim: int) -> bool:
@@ -123,7 +127,7 @@ def _fused_chunk(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def _compiled_flex() -> Callable[..., Any]:
     """FlexAttention uncompiled holds all scores, so it is compiled even in eager code."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -131,7 +135,10 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 def _attend_flex(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-    y = _compiled_flex()(q, k, v, block_mask=row_blocks(positions, valid, k.shape[-2]))
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    y = attend(q, k, v, block_mask=row_blocks(positions, valid, k.shape[-2]))
     assert isinstance(y, Tensor)
     return y
 
