@@ -6,8 +6,7 @@
     python benchmarks/speed.py --reference .peers/zoology --cells 'h3-*' --pack-sizes 4 8 16
     python benchmarks/speed.py --reference .peers/zoology --cells 'quickstart-*' --device cpu
     python benchmarks/speed.py --skip-reference --cells h3-512-512 --profile profile.txt
-    for m in attention hyena h3; do python benchmarks/speed.py --reference .peers/zoology \\
-        --cells "$m-*" --lock /tmp/gpu.lock --out $m.json & done; wait
+    python benchmarks/speed.py --reference .peers/zoology --processes 10 --gpus 0 1
     python benchmarks/speed.py --merge attention.json hyena.json h3.json
 
 A cell MIXER-LENGTH-WIDTH is one of the paper's Figure 2: the released model of two mixers without
@@ -21,8 +20,10 @@ already lie on the device (speed-ups are against this); and once more through it
 Ours: steps of `Pack.train` between two of its reports, shuffling and drawing included, in the
 precision of the recipe (bfloat16 on a GPU), divided by the runs of the pack. Evaluation,
 compilation and drawing the data set are in neither. Medians of several intervals, after warm-up.
-Processes that share a --lock file compile beside one another and have the device to themselves
-while they time; --merge makes one result of theirs.
+
+Most of the time is compilation. With --processes each cell has a process of its own, so many on
+each GPU beside one another: all compile, and when none does any more, they time in turn, with the
+GPU to themselves. --merge makes one result of several, of one kind of device.
 
 The limit of a cell is the longer of its matrix products at the rate of one large product and of
 its least traffic at the rate of one large copy (limits.py), both measured here.
@@ -30,9 +31,6 @@ its least traffic at the rate of one large copy (limits.py), both measured here.
 
 import argparse
 import contextlib
-import csv
-import math
-import shlex
 import statistics
 import sys
 import time
@@ -44,23 +42,23 @@ import torch
 import zoology_reference as zoology
 from limits import measured_peaks, step_bytes, step_flops, synchronise
 from speed_cells import Cell, check_parity, choose
-from speed_tools import Lock, Profile, own_memory, peak_gib, spread
+from speed_results import about, baselines, concluded, kept, merge, print_cell, write
+from speed_tools import Profile, Turn, free, own_memory, peak_gib, spread
+from speed_waves import run_in_waves
 
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
-from recallzoo.files import read_json, write_json
 from recallzoo.model import LanguageModel
-from recallzoo.provenance import commit, environment
+from recallzoo.provenance import commit
 from recallzoo.run import Precision
 from recallzoo.tasks import Batch, make_split
 from recallzoo.train.packed import Pack, PackOptions, Progress, device_name
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-BASELINES = Path(__file__).parent / "reference_step_times_h200.csv"
-ABOUT = ("command", "device", "commit", "reference_commit", "environment", "peaks")
 STEADY = 0.1
 """Two successive intervals that differ by less end the warm-up."""
-
+PROFILED_STEPS = 5
+"""Of the reference, each of which launches a thousand kernels."""
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """cpu: seconds of all threads of this process, whatever else the machine does. On one thread that
@@ -92,8 +90,9 @@ def time_reference(
     on_device = [seconds_a_step(resident, passes) for _ in range(repeats)]
     memory = peak_gib(device)
     if profile is not None:
-        with profile.recording(f"reference, {cell.name}, {len(resident)} steps", device):
-            seconds_a_step(resident)
+        few = resident[:PROFILED_STEPS]
+        with profile.recording(f"reference, {cell.name}, {len(few)} steps", device):
+            seconds_a_step(few)
     examples = examples.rows(torch.arange(len(resident) * cell.batch_size))
     loader = zoology.loader_of(examples, cell.batch_size)
     through_loader = [seconds_a_step(loader, passes) for _ in range(repeats)]
@@ -127,19 +126,19 @@ class Stopwatch:
         self._before: float | None = None
         self._profile = profile
         self._recording: Any = None
-        self._lock = contextlib.ExitStack()
+        self._measuring = contextlib.ExitStack()
         self.warm_up_seconds: float | None = None
         self.intervals: list[float] = []
         """Seconds a step of each interval after warm-up."""
 
     def close(self) -> None:
         """Let others have the device."""
-        self._lock.close()
+        self._measuring.close()
 
     def __call__(self, progress: Progress) -> None:
         synchronise(self._device)
         if self._last is None:  # the first report: compiled by now
-            self._lock.enter_context(self._options.lock)
+            self._measuring.enter_context(self._options.turn)
         now, elapsed = self._clock(), time.perf_counter() - self._started
         if self._recording is not None:
             self._recording.__exit__(None, None, None)
@@ -171,13 +170,12 @@ def time_pack(
     with own_memory(device):
         watch = Stopwatch(device, options, None if profile is None else record)
         try:
-            with options.lock:  # the data are drawn on the device
-                pack = Pack(
-                    cell.runs(num_runs, num_batches(cell, device), options.precision),
-                    device,
-                    PackOptions(progress_seconds=options.interval, on_progress=watch),
-                )
-                synchronise(device)
+            pack = Pack(
+                cell.runs(num_runs, num_batches(cell, device), options.precision),
+                device,
+                PackOptions(progress_seconds=options.interval, on_progress=watch),
+            )
+            free(device)  # of what drawing the data took, while others prepare as well
             for _ in pack.train():
                 pass
         except Enough:
@@ -223,7 +221,7 @@ def measure(
     peaks: dict[str, float],
     profile: Profile | None,
 ) -> dict[str, Any]:
-    """All numbers of a cell."""
+    """All numbers of a cell. Peaks are measured with the first, and kept for others."""
     what = cell.architecture
     entry: dict[str, Any] = {
         "cell": cell.name,
@@ -235,28 +233,38 @@ def measure(
         "clock": options.clock,
         "precision": options.precision,
     }
+    options.turn.prepare()
     model, examples = our_model(cell, device)
+    element_bytes = 2 if options.precision == "bf16" else 4
+    flops = step_flops(model, examples, cell.batch_size)
+    moved = step_bytes(model, cell.batch_size, cell.seq_len, element_bytes)
+    del model, examples
     if options.reference is not None:
         zoology.build(what, device)  # RWKV's kernel is compiled by this, if it was not yet
-        with options.lock:
+        with own_memory(device):
             entry["parity"] = {
                 precision: check_parity(cell, device, precision)
                 for precision in PRECISIONS
                 if precision in ("fp32", options.precision)
             }
-        if what.mixer == "rwkv" and device.type != "cuda":
+    entry["packs"] = []
+    for num_runs in options.pack_sizes or cell.pack_sizes(device):
+        options.turn.prepare()
+        entry["packs"].append(time_pack(cell, num_runs, device, options, profile))
+    with options.turn:
+        if not peaks:
+            with own_memory(device):
+                peaks |= measured_peaks(device, options.precision, CLOCKS[options.clock])
+        if options.reference is None:
+            pass
+        elif what.mixer == "rwkv" and device.type != "cuda":
             # The loop in the kernel's place is right but not worth timing.
             entry["reference"] = {"not_timed": "its kernel needs a GPU"}
         else:
-            with options.lock, own_memory(device):
+            with own_memory(device):
                 entry["reference"] = time_reference(cell, device, options, profile)
-    element_bytes = 2 if options.precision == "bf16" else 4
-    flops = step_flops(model, examples, cell.batch_size)
-    moved = step_bytes(model, cell.batch_size, cell.seq_len, element_bytes)
-    del model, examples
-    entry["packs"] = [
-        time_pack(cell, num_runs, device, options, profile) for num_runs in options.pack_sizes
-    ]
+    if profile is not None:
+        profile.write()
     timed = [pack for pack in entry["packs"] if "step_of_a_run" in pack]
     if not timed:
         raise UserError(f"{cell.name}: no pack size could be timed: {entry['packs']}.")
@@ -286,60 +294,6 @@ def measure(
     return entry
 
 
-def baselines() -> dict[tuple[str, int, int], float]:
-    """Earlier step times of the reference on an H200, in milliseconds."""
-    with BASELINES.open() as file:
-        return {
-            (row["mixer"], int(row["seq_len"]), int(row["d_model"])): float(row["ms_per_step"])
-            for row in csv.DictReader(file)
-        }
-
-
-def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Geometric mean and smallest speed-up."""
-    out: dict[str, Any] = {}
-    for name, key in (("", "speedup"), ("_over_baseline", "speedup_over_baseline")):
-        found = {cell["cell"]: cell[key] for cell in cells if key in cell}
-        if found:
-            logs = [math.log(value) for value in found.values()]
-            out[f"geomean_speedup{name}"] = round(math.exp(statistics.fmean(logs)), 2)
-            worst = min(found, key=lambda cell: found[cell])
-            out[f"min_speedup{name}"] = found[worst]
-            out[f"worst_cell{name}"] = worst
-    return out
-
-
-def kept(path: Path | None, device: torch.device) -> list[dict[str, Any]]:
-    """Cells of an earlier result. UserError if it came from another device."""
-    if path is None:
-        return []
-    earlier = read_json(path)
-    if earlier["device"] != device_name(device):
-        raise UserError(
-            f"{path} was measured on {earlier['device']}, this is {device_name(device)}: their "
-            f"cells do not belong into one table."
-        )
-    return earlier["cells"]
-
-
-def print_cell(entry: dict[str, Any]) -> None:
-    """One line."""
-    if "failed" in entry:
-        print(f"{entry['cell']:<22} failed: {entry['failed']}", flush=True)
-        return
-    reference = entry.get("reference", {}).get("step", {}).get("ms")
-    theirs = f"reference {reference:.2f} ms, {entry['speedup']:.1f} x; " if reference else ""
-    others = ", ".join(
-        f"{pack['runs']}: {pack.get('failed') or format(pack['step_of_a_run']['ms'], '.3f')}"
-        for pack in entry["packs"]
-    )
-    print(
-        f"{entry['cell']:<22} {theirs}{entry['ms_per_run_and_step']:.3f} ms a run and step "
-        f"({others}), {100 * entry['share_of_limit']:.0f} % of the limit ({entry['limit_is']})",
-        flush=True,
-    )
-
-
 def parsed() -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(
@@ -352,7 +306,9 @@ def parsed() -> argparse.Namespace:
         "--skip-reference", action="store_true", help="time ours alone, without parity"
     )
     parser.add_argument("--cells", nargs="*", default=[], help="names or patterns; all of Figure 2")
-    parser.add_argument("--pack-sizes", type=int, nargs="+", help="4 8 16 on a GPU; 1 3 8 on a CPU")
+    parser.add_argument(
+        "--pack-sizes", type=int, nargs="+", help="4 to 16, by size, on a GPU; 1 3 8 on a CPU"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="bf16 on a GPU, else fp32")
     parser.add_argument("--repeats", type=int, default=7, help="intervals; their median counts")
@@ -366,17 +322,22 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's default if not given")
     parser.add_argument("--profile", type=Path, help="write the kernels' times to this file")
     parser.add_argument("--keep", type=Path, help="carry over other cells of this earlier result")
-    parser.add_argument("--lock", type=Path, help="share the device with processes of this file")
+    parser.add_argument("--processes", type=int, help="cells at once on a GPU, a process each")
+    parser.add_argument("--gpus", nargs="+", help="with --processes: numbers of the GPUs to use")
+    parser.add_argument("--lock", type=Path, help="take turns with processes of this file")
     parser.add_argument("--merge", type=Path, nargs="+", help="results to make one of; no timing")
     parser.add_argument("--out", type=Path, help="results/speed_DEVICE.json if not given")
     options = parser.parse_args()
     if options.merge:
         return options
-    options.lock = Lock(options.lock)
     if (options.reference is None) != options.skip_reference:
         parser.error("give either --reference DIR or --skip-reference.")
     if options.repeats < 1 or options.interval <= 0 or min(options.pack_sizes or [1]) < 1:
         parser.error("--repeats, --interval and --pack-sizes must be positive.")
+    if options.processes is not None and (options.processes < 1 or options.lock):
+        parser.error("--processes must be positive, and makes the --lock of its processes itself.")
+    if options.gpus and not options.processes:
+        parser.error("--gpus needs --processes.")
     if options.clock == "cpu" and (options.threads != 1 or options.device != "cpu"):
         parser.error("--clock cpu needs --threads 1 and --device cpu.")
     is_gpu = (options.device or "cuda") == "cuda" and torch.cuda.is_available()
@@ -384,7 +345,6 @@ def parsed() -> argparse.Namespace:
         parser.error("--device cuda: PyTorch sees no GPU here.")
     options.device = "cuda" if is_gpu else "cpu"
     options.precision = options.precision or ("bf16" if is_gpu else "fp32")
-    options.pack_sizes = options.pack_sizes or ([4, 8, 16] if is_gpu else [1, 3, 8])
     return options
 
 
@@ -392,18 +352,20 @@ def main() -> int:
     """Measure the chosen cells; the result is written anew after each. 1 if a cell failed."""
     options = parsed()
     if options.merge:
-        return merge(options.merge, options.out)
+        return concluded(merge(options.merge, options.out))
+    cells = choose(options.cells)
+    if options.processes:
+        return run_in_waves(cells, options)
+    options.turn = Turn(options.lock)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    cells = choose(options.cells)
     if options.reference is not None:
         zoology.load(options.reference)
     profile = Profile(options.profile) if options.profile else None
     chosen = {cell.name for cell in cells}
     entries = [entry for entry in kept(options.keep, device) if entry["cell"] not in chosen]
-    with options.lock:
-        peaks = measured_peaks(device, options.precision, CLOCKS[options.clock])
+    peaks: dict[str, float] = {}
     for cell in cells:
         try:
             entry = measure(cell, device, options, peaks, profile)
@@ -411,52 +373,8 @@ def main() -> int:
             entry = {"cell": cell.name, "failed": f"{type(error).__name__}: {error}"[:500]}
         entries.append(entry)
         print_cell(entry)
-        about = {
-            "command": "python benchmarks/speed.py " + shlex.join(command_line()),
-            "device": device_name(device),
-            "commit": commit(),
-            "reference_commit": zoology.COMMIT if options.reference else None,
-            "environment": environment(),
-            "peaks": {name: float(f"{value:.4g}") for name, value in peaks.items()},
-        }
-        write(options.out, about, entries)
-    print(*(f"{name}: {value}" for name, value in summary(entries).items()), sep=", ")
-    return int(any("failed" in entry for entry in entries))
-
-
-def write(out: Path | None, about: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-    """The result's file."""
-    short = about["device"].lower().replace("nvidia", "").split()[0].strip(",")
-    path = out or Path("results") / f"speed_{short}.json"
-    write_json(path, {**about, **summary(entries), "cells": entries})
-
-
-def merge(paths: list[Path], out: Path | None) -> int:
-    """One result of several: of two that hold a cell the later's, if it did not fail."""
-    results = [read_json(path) for path in paths]
-    devices = {result["device"] for result in results}
-    if len(devices) > 1:
-        raise UserError(f"the results to merge were measured on {' and '.join(sorted(devices))}.")
-    cells: dict[str, dict[str, Any]] = {}
-    for cell in (cell for result in results for cell in result["cells"]):
-        earlier = cells.get(cell["cell"])
-        if earlier is None or "failed" not in cell or "failed" in earlier:
-            cells[cell["cell"]] = cell
-    about = {k: v for k, v in results[-1].items() if k in ABOUT}
-    for name in ("command", "peaks"):  # of a result that was merged itself, a list
-        told = [result[name] for result in results]
-        flat = [one for each in told for one in (each if isinstance(each, list) else [each])]
-        about[name] = [one for i, one in enumerate(flat) if one not in flat[:i]]
-    order = [cell.name for cell in choose(["*"])]
-    entries = sorted(cells.values(), key=lambda cell: order.index(cell["cell"]))
-    write(out, about, entries)
-    print(*(f"{name}: {value}" for name, value in summary(entries).items()), sep=", ")
-    return int(any("failed" in entry for entry in entries))
-
-
-def command_line() -> list[str]:
-    """The arguments, without the folders of this machine."""
-    return [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+        write(options.out, about(device, options.reference is not None, peaks), entries)
+    return concluded(entries)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import scaling
 import speed
 import torch
 from speed_cells import quickstart_cell
-from speed_tools import Lock
+from speed_tools import Turn
 
 from recallzoo.mixers import mixer
 from recallzoo.model import LanguageModel
@@ -76,7 +76,7 @@ def test_a_pack_that_does_not_fit_is_recorded_by_speed_and_a_mistake_is_not(tmp_
     path = tmp_path / "failing.py"
     path.write_text(MIXER)
     options = argparse.Namespace(
-        clock="cpu", interval=0.1, repeats=1, cell_seconds=1.0, precision="fp32", lock=Lock(None)
+        clock="cpu", interval=0.1, repeats=1, cell_seconds=1.0, precision="fp32", turn=Turn(None)
     )
 
     def timed(**given: Any) -> dict[str, Any]:
