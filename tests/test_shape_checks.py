@@ -1,0 +1,73 @@
+"""The pass with checked shapes checks what states a shape, and leaves the rest as it is."""
+
+import contextlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+from jaxtyping import Float, TypeCheckError
+from shape_checks import checker, wrap_if_shapes_are_stated
+from torch import Tensor
+
+from recallzoo.mixers._rows import gather_rows
+
+checked = wrap_if_shapes_are_stated(typechecker=checker)
+SQUARE, OBLONG = torch.ones(2, 2), torch.ones(2, 3)
+
+
+def trace(x: Float[Tensor, "N N"]) -> Tensor:
+    return x.trace()
+
+
+def test_the_package_is_checked_in_that_pass_and_in_that_alone(request):
+    is_on = request.config.getoption("--jaxtyping-packages", None)
+    numbers = torch.ones(2, 3, dtype=torch.int64)  # where truth values are wanted
+    with pytest.raises(TypeCheckError) if is_on else contextlib.nullcontext():
+        gather_rows(numbers, 1)  # pyright: ignore[reportArgumentType]
+
+
+def test_functions_methods_and_properties_that_state_a_shape_are_checked():
+    class Matrix:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+        @property
+        @checked
+        def square(self) -> Float[Tensor, "N N"]:
+            return self.x
+
+        @checked
+        def plus(self, y: Float[Tensor, "N N"]) -> Tensor:
+            return self.x + y
+
+    assert checked(trace)(SQUARE) == 2
+    assert Matrix(SQUARE).square is SQUARE
+    for call in (
+        lambda: checked(trace)(OBLONG),
+        lambda: Matrix(OBLONG).square,
+        lambda: Matrix(OBLONG).plus(OBLONG),
+    ):
+        with pytest.raises(TypeCheckError):
+            call()
+
+
+def test_so_are_data_classes_that_hold_one():
+    @checked
+    @dataclass
+    class Held:
+        x: Float[Tensor, "N N"]
+
+    assert Held(SQUARE).x is SQUARE
+    with pytest.raises(TypeCheckError):
+        Held(OBLONG)
+
+
+def test_what_states_none_is_not_wrapped():
+    def double(x: float) -> float:
+        return 2 * x
+
+    class Plain:
+        pass
+
+    assert checked(double) is double
+    assert checked(Plain) is Plain
