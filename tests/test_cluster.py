@@ -140,7 +140,9 @@ def test_a_pack_that_does_not_fit_into_memory_is_halved_and_one_that_never_fits_
     options = SweepOptions(**ON_RAY, packs_per_device=2)
     with pytest.raises(UserError, match="into 1/2 of the device's memory even alone"):
         sweep(runs, Store(tmp_path / "o"), watcher, options)
-    assert watcher.warnings == ["out of memory with 2 runs in a pack; going on with 1."]
+    # A busy machine takes its time to start workers, which is told.
+    told = [w for w in watcher.warnings if "has taken a pack" not in w]
+    assert told == ["out of memory with 2 runs in a pack; going on with 1."]
     [call] = read_json(tmp_path / "o" / "sweep.json")["calls"]
     assert (call["outcome"], call["num_runs_trained"]) == ("UserError", 0)
 
