@@ -1,9 +1,6 @@
 """Pretraining in several processes, and in one that is killed by the system."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from recallzoo.cli import main
 from recallzoo.errors import UserError
 from recallzoo.train.pretrain import pretrain
 
-HERE = Path(__file__).parent
 # Sums over contexts and processes in another order, six steps of them.
 TOLERANCE = 2e-5
 
@@ -31,23 +27,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain(options(data, folder / "one_hyena", preset="hyena-70m", d_model=16))
     for parallel in ("ddp", "fsdp"):
         pretrain(options(data, folder / f"begun_{parallel}", stop_after_minutes=0))
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
-    }
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(HERE / "two_processes.py"), str(data), str(folder)),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    # Forked, as torchrun and what three processes import take longer than the runs: how it starts
+    # processes is tested in `test_pretrain_restart.py`.
+    both = [Forked("import two_processes; two_processes.main()", data, folder, r) for r in (0, 1)]
+    for process in both:
+        assert process.wait(300) == 0, process.err[-5000:]
     return folder
 
 

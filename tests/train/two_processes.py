@@ -1,7 +1,8 @@
-"""Started by torchrun in two processes: the same run as copies and as shares of the model, one that
-a single process began, and one with less to validate on than processes. Arguments: data folder,
-folder for the runs."""
+"""Run in two processes, which find each other by a file: the same run as copies and as shares of
+the model, one that a single process began, and one with less to validate on than processes.
+Arguments: data folder, folder for the runs, rank."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from recallzoo.train.pretrain import pretrain
 
 
 def main() -> None:
-    data, runs = map(Path, sys.argv[1:])
-    dist.init_process_group("gloo")
+    data, runs = map(Path, sys.argv[1:3])
+    rank = int(sys.argv[3])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}  # as torchrun
+    meeting = f"file://{runs}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     for parallel in ("ddp", "fsdp"):
         pretrain(options(data, runs / parallel, parallel=parallel, micro_batch=1))
         pretrain(options(data, runs / f"begun_{parallel}", parallel=parallel))
