@@ -10,7 +10,7 @@ COMPILED = PackOptions(compiled=True)
 
 
 @pytest.mark.slow
-def test_a_compiled_pack_gives_the_losses_of_a_plain_one_and_recompiles_when_a_run_leaves():
+def test_a_compiled_pack_gives_the_losses_of_a_plain_one_also_beside_a_run_that_diverged():
     runs = [
         tiny_run(mixer("attention"), seed=seed, learning_rate=rate)
         for seed, rate in ((0, 3e-3), (1, 1e30))
