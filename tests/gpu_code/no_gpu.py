@@ -14,6 +14,7 @@ import ast
 import contextlib
 import ctypes
 import os
+import re
 import subprocess
 import tempfile
 import types
@@ -174,6 +175,8 @@ def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[Written]:
         ):
             torch.compile(function, dynamic=False, fullgraph=True)(*inputs)
             raise AssertionError("the compiled program ran without its code being taken")
+        for source in sources:
+            _check_blocks(source)
         programs = [
             Written(
                 {name: _machine_code(name, kernel) for name, kernel in _triton_sources(source)},
@@ -185,6 +188,14 @@ def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[Written]:
     for number, program in enumerate(programs):
         assert program.kernels, f"program {number} was written without one Triton kernel"
     return programs
+
+
+def _check_blocks(source: str) -> None:
+    """AssertionError where FlexAttention finds the blocks of the first sequence alone: it counts
+    sequences and heads by the stride of heads, which is 0 if they came by a view of what was not
+    in memory."""
+    wrong = re.findall(r"^ *stride_\w+_(?:blks|idx)_h = 0$", source, re.MULTILINE)
+    assert not wrong, f"FlexAttention takes all sequences' blocks from the first: {wrong}"
 
 
 def _step(node: Any) -> tuple[str, int]:

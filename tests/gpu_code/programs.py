@@ -10,6 +10,7 @@ raised. Names may be patterns (`pack/*`):
     pack-norms/SETTING  the same without state mixers, the norms in one pass with the additions
     draws               random numbers, dropout and randomly selected rows of two runs
     update              AdamW of a pack
+    rows                FlexAttention of selected rows, forward and backward
     block/SETTING       a block as pretraining compiles it
     valid/SETTING       the same in validation
     preset/NAME/I       layer I of a preset, the first of its kind, at its own width
@@ -49,6 +50,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import vmap
 
 from recallzoo.mixers import Context, MixerConfig, mixer, mixer_class, registry
+from recallzoo.mixers._rows import attend_rows, gather_rows
 from recallzoo.mixers._selectors import Random
 from recallzoo.model import Block, LanguageModel, ModelConfig, StateMixer
 from recallzoo.presets import preset
@@ -78,6 +80,7 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
     programs: dict[str, Callable[[], Kernels]] = {
         "draws": _draws,
         "update": _update,
+        "rows": _rows,
         "broken/addresses": _broken_addresses,
         "broken/no-kernel": _without_kernel,
     }
@@ -232,6 +235,22 @@ def _draws() -> Kernels:
     tokens = torch.empty(shape, dtype=torch.int64, device=GPU)
     keys = torch.empty(2, dtype=torch.int64, device=GPU)
     return gpu_kernels(vmap(of_run, randomness="different"), x, tokens, keys)
+
+
+def _rows() -> Kernels:
+    """Keys and values of one projection, as a mixer has them."""
+
+    def attended(q: Tensor, kv: Tensor, rows: Tensor) -> Tensor:
+        positions, valid = gather_rows(rows, LONG_SEQ_LEN)
+        k, v = kv.chunk(2, dim=-1)
+        return attend_rows(q, k, v, positions, valid, Context(), form="flex")
+
+    shape = (BATCH_SIZE, 2, LONG_SEQ_LEN)
+    q, kv = (
+        torch.empty(*shape, width, dtype=torch.bfloat16, device=GPU, requires_grad=True)
+        for width in (64, 128)
+    )
+    return gpu_kernels(attended, q, kv, torch.empty(shape[::2], dtype=torch.bool, device=GPU))
 
 
 def _broken_addresses() -> Kernels:

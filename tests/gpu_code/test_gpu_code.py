@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 
-COMPILING = {"draws": 2, "block/lookup_attention/3": 2}
+COMPILING = {"draws": 2, "rows": 2, "block/lookup_attention/3": 2}
 """Those that find most for their time, with their programs: forward and backward. `programs.py`
 knows all others."""
 BROKEN = ("broken/addresses", "broken/no-kernel")

@@ -157,24 +157,26 @@ def row_blocks(positions: Int[Tensor, "B C"], valid: Bool[Tensor, "B C"], seq_le
     padding = num_row_blocks * BLOCK - capacity
     first = F.pad(torch.where(valid, positions, seq_len), (0, padding), value=seq_len)
     last = F.pad(torch.where(valid, positions, -1), (0, padding), value=-1)
-    first = first.view(B, num_row_blocks, BLOCK).amin(-1)
-    last = last.view(B, num_row_blocks, BLOCK).amax(-1)
+    # With the axis of heads from here on: of a view that adds it to what is not in memory yet, the
+    # compiler gives that axis a stride of 0, by which its kernels find the next sequence's blocks.
+    first = first.view(B, 1, num_row_blocks, BLOCK).amin(-1)
+    last = last.view(B, 1, num_row_blocks, BLOCK).amax(-1)
     exists = last >= 0
     num_full = torch.where(exists, (first + 1) // BLOCK, 0)
     num_needed = torch.where(exists, last // BLOCK + 1, 0)
     block = torch.arange(num_key_blocks, device=positions.device)
     partial = (num_full[..., None] + block).clamp(max=num_key_blocks - 1)
-    full = block.expand(B, num_row_blocks, num_key_blocks)
+    full = block.expand_as(partial)
 
     def up_to_the_row(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         del head
         return key <= positions[batch, row]
 
     return BlockMask.from_kv_blocks(
-        (num_needed - num_full).to(torch.int32)[:, None],
-        partial.to(torch.int32)[:, None].contiguous(),
-        num_full.to(torch.int32)[:, None],
-        full.to(torch.int32)[:, None].contiguous(),
+        (num_needed - num_full).to(torch.int32),
+        partial.to(torch.int32),
+        num_full.to(torch.int32),
+        full.to(torch.int32).contiguous(),
         BLOCK_SIZE=BLOCK,
         mask_mod=up_to_the_row,
         seq_lengths=(capacity, seq_len),
