@@ -1,10 +1,14 @@
-"""A captured micro-batch does what the function does. Needs a GPU."""
+"""What is captured does what the function does. Needs a GPU."""
 
 import pytest
 import torch
+from tiny_runs import losses, tiny_run
 from torch import Tensor, nn
 
+from recallzoo.result import Result
+from recallzoo.train._program import Program
 from recallzoo.train._replay import WARM_CALLS, Replayed
+from recallzoo.train.packed import Pack, PackOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -75,3 +79,23 @@ def test_what_waits_for_the_device_goes_on_uncaptured_and_is_told():
     (warning,) = warnings
     assert "one by one" in warning
     assert "previous error" not in warning  # what ending a broken capture says, not why
+
+
+def test_a_pack_whose_step_waits_for_the_device_trains_uncaptured_and_tells_it(monkeypatch):
+    def trained() -> Result:
+        (result,) = Pack([tiny_run()], "cuda", PackOptions(compiled=False)).train()
+        return result
+
+    wanted, step = trained(), Program._train_step
+    assert wanted.provenance["fallbacks"] == []
+
+    def waiting(self: Program, segment: int) -> None:
+        step(self, segment)
+        self.loss_sum.sum().item()
+
+    monkeypatch.setattr(Program, "_train_step", waiting)
+    found = trained()
+    (fallback,) = found.provenance["fallbacks"]
+    assert "training step" in fallback
+    assert "one by one" in fallback
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)

@@ -33,6 +33,7 @@ from recallzoo.random import mix64, permutation, seed_of
 from recallzoo.run import Run
 from recallzoo.tasks import Batch
 from recallzoo.train._adamw import PackedAdamW
+from recallzoo.train._replay import capture, free_after_failure, not_captured
 from recallzoo.train._stack import Stack, Tensors
 from recallzoo.train._vocabulary import (
     add_gradient,
@@ -141,6 +142,7 @@ class Program:
             self._trunk = torch.compile(self._mapped_trunk, dynamic=False, fullgraph=True)
             self._update = torch.compile(self.adamw.update, dynamic=False)
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
+        self._captures = True
 
     def _try_compiled(self, *batch: Tensor) -> None:
         """Compile the step, or, where that fails, say so and go on without."""
@@ -288,8 +290,9 @@ class Program:
         return losses, gradients
 
     def _replay(self, key: Any, function: Callable[[], None]) -> None:
-        """Run `function` through a CUDA graph, captured on first use."""
-        if key not in self._graphs:
+        """Run `function` through a CUDA graph, captured on first use, or, where that fails, say so
+        and go on without. What lacks memory lacks it uncaptured too, and says it plainly there."""
+        if key not in self._graphs and self._captures:
             state = {name: tensor.clone() for name, tensor in self._tensors().items()}
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -297,12 +300,21 @@ class Program:
                 for _ in range(3):
                     function()
             torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                function()
-            self._graphs[key] = graph
+            try:
+                self._graphs[key] = capture(function)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._captures = False
+                reason = f"the training step {not_captured(error)}"
+                self.fallbacks += [reason] if reason not in self.fallbacks else []
+            if not self._captures:
+                free_after_failure()
             self.load_state_dict(state)
-        self._graphs[key].replay()
+        if key in self._graphs:
+            self._graphs[key].replay()
+        else:
+            function()
 
     @torch.no_grad()
     def evaluate(

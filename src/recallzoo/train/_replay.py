@@ -53,31 +53,51 @@ class Replayed:
         return was_captured
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
-        graph, copies = torch.cuda.CUDAGraph(), tuple(given.clone() for given in inputs)
-        reasons: list[str] = []
-        # Where a capture cannot even be ended, its context leaves its own stream the current one.
-        same_stream = torch.cuda.stream(torch.cuda.current_stream())
+        copies = tuple(given.clone() for given in inputs)
         try:
-            # What other threads do meanwhile, as saving a checkpoint, is none of its business.
-            with same_stream, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                try:
-                    self._function(*copies)
-                except RuntimeError as error:  # of CUDA, out of memory among them
-                    reasons.append(str(error))
-                    raise
+            self._graph = capture(lambda: self._function(*copies))
         except RuntimeError as error:
-            # Ending a broken capture raises once more, and says less.
-            reasons.append(str(error))
+            self.works = False
+            self._warn(f"a micro-batch {not_captured(error)}")
         else:
-            self._graph, self._inputs, self.has_captured = graph, copies, True
+            self._inputs, self.has_captured = copies, True
             return
-        self.works = False
-        reason, *_ = reasons[0].splitlines() or ["no reason given"]
-        self._warn(
-            f"a micro-batch cannot be captured as a CUDA graph, its kernels are launched one by "
-            f"one: {reason}"
-        )
-        # The error held what the broken pass had made. Up to PyTorch 2.12 the allocator may take a
-        # broken capture for one under way, and refuse.
-        with contextlib.suppress(RuntimeError):
-            torch.cuda.empty_cache()
+        free_after_failure()
+
+
+def capture(function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """What `function` launches, as a CUDA graph. It is not run.
+
+    Raises the RuntimeError of CUDA or PyTorch for which it cannot be captured; out of memory among
+    them, but not always by name, as memory cannot be freed within a capture.
+    """
+    graph, first = torch.cuda.CUDAGraph(), None
+    # Where a capture cannot even be ended, its context leaves its own stream the current one.
+    same_stream = torch.cuda.stream(torch.cuda.current_stream())
+    try:
+        # What other threads do meanwhile, as saving a checkpoint, is none of its business.
+        with same_stream, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            try:
+                function()
+            except RuntimeError as error:
+                first = error
+                raise
+    except RuntimeError as error:
+        # Ending a broken capture raises once more, and says less.
+        raise first or error from None
+    finally:
+        first = None  # else this frame and the error keep one another, and what was allocated
+    return graph
+
+
+def not_captured(error: RuntimeError) -> str:
+    """What to tell of something that goes on without a graph."""
+    reason, *_ = str(error).splitlines() or ["no reason given"]
+    return f"cannot be captured as a CUDA graph, its kernels are launched one by one: {reason}"
+
+
+def free_after_failure() -> None:
+    """Give back what a broken capture had allocated, once nothing holds its error."""
+    # Up to PyTorch 2.12 the allocator may take a broken capture for one under way, and refuse.
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.empty_cache()
