@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recallzoo.devices import choose_device, is_out_of_memory
+from recallzoo.devices import choose_device, emulates_bfloat16, is_out_of_memory
 from recallzoo.errors import UserError
 
 PETABYTE = 2**50
@@ -44,3 +44,9 @@ def test_the_automatic_device_is_there():
 def test_a_device_that_is_unknown_or_missing_is_refused(name):
     with pytest.raises(UserError, match=f"device '{name}'"):
         choose_device(name)
+
+
+def test_bfloat16_is_emulated_where_the_library_of_products_has_none(monkeypatch):
+    assert not emulates_bfloat16(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert emulates_bfloat16(torch.device("cpu"))

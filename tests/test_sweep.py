@@ -436,3 +436,12 @@ def test_a_sweep_clears_what_killed_processes_left_before_and_while_it_ran(tmp_p
     (tmp_path / "runs" / f".tmp-before-{dead}-0123abcd").mkdir(parents=True)
     sweep(RUNS[:2], store, Losing(), SweepOptions(device="cpu"))
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_emulated_bfloat16_is_warned_of_and_kept_with_the_results_it_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    bf16 = dataclasses.replace(RUNS[0], precision="bf16")
+    results, watcher = do([bf16, RUNS[1]], tmp_path)
+    (warning,) = watcher.warnings
+    assert "--precision fp32" in warning
+    assert [r.provenance["fallbacks"] for r in results] == [[warning], []]

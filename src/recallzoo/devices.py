@@ -46,3 +46,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+SLOW_BFLOAT16 = (
+    "this CPU has no bfloat16 products: they are emulated, which takes ten times as long as "
+    "float32 and more. Choose --precision fp32"
+)
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products there are slower than float32 ones, as on CPUs without them."""
+    if device.type != "cpu":
+        return False
+    operators = torch.ops.mkldnn
+    return not (torch.backends.mkldnn.is_available() and operators._is_mkldnn_bf16_supported())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from recallzoo.devices import choose_device
+from recallzoo.devices import SLOW_BFLOAT16, choose_device, emulates_bfloat16
 from recallzoo.errors import InvalidConfig, UserError
 from recallzoo.executors._contract import Executor, Watcher
 from recallzoo.executors._record import recorded
@@ -113,7 +113,7 @@ def sweep(
         num_finished = sum(store.has(run.hash) for run in runs)
         record["num_packs"] = len(plan.packs)
         watcher.sweep_started(len(runs), num_finished, len(plan.packs))
-        for message in _split_groups(plan.packs):
+        for message in [*_split_groups(plan.packs), *_slow_products(plan.packs, options)]:
             watcher.warned(message)
         executor.train(
             plan.packs,
@@ -283,6 +283,14 @@ def _split_groups(packs: list[tuple[str, list[Run]]]) -> list[str]:
                 places.setdefault(run.group_key, set()).add(number)
     split = sum(len(numbers) > 1 for numbers in places.values())
     return [f"{split} groups do not fit into one pack: their parts stop apart."] if split else []
+
+
+def _slow_products(packs: list[tuple[str, list[Run]]], options: SweepOptions) -> list[str]:
+    """What to say before an hour of emulated products; that they were is in each result too."""
+    if options.executor != "local" or not emulates_bfloat16(choose_device(options.device)):
+        return []
+    is_asked = any(run.precision == "bf16" for _, members in packs for run in members)
+    return [SLOW_BFLOAT16] if is_asked else []
 
 
 def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:

@@ -17,7 +17,7 @@ from typing import Literal
 from recallzoo.errors import InvalidConfig, UnknownName
 from recallzoo.mixers import MixerConfig, mixer
 from recallzoo.model import ModelConfig, place
-from recallzoo.run import Budget, Optimizer, Run
+from recallzoo.run import Budget, Optimizer, Precision, Run
 from recallzoo.tasks import Data, task
 
 Match = Literal["token", "hash"]
@@ -58,6 +58,7 @@ def hybrids(
     num_epochs: int = 64,
     batch_size: int = 256,
     stop_group: bool = False,
+    precision: Precision = "bf16",
 ) -> list[Run]:
     """MQAR at four lengths: which input-dependent layer lets BaseConv recall?
 
@@ -76,6 +77,7 @@ def hybrids(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
         stop_group: Stop all learning rates of a cell once one of them has solved it.
+        precision: Of the matrix products: bf16 or fp32.
     """
     return [
         _run(
@@ -86,6 +88,7 @@ def hybrids(
             num_epochs,
             batch_size,
             stop_group,
+            precision,
             label=name,
         )
         for name in models
@@ -110,6 +113,7 @@ def placement(
     num_epochs: int = 64,
     batch_size: int = 256,
     stop_group: bool = False,
+    precision: Precision = "bf16",
 ) -> list[Run]:
     """How many layers should be input-dependent, and at which depth?
 
@@ -130,6 +134,7 @@ def placement(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
         stop_group: Stop all learning rates of a cell once one of them has solved it.
+        precision: Of the matrix products: bf16 or fp32.
     """
     for name in models:
         if name in ALL and name not in SPECIAL:
@@ -147,6 +152,7 @@ def placement(
             num_epochs,
             batch_size,
             stop_group,
+            precision,
             label=f"{name} at {', '.join(map(str, layers))} of {num_layers}",
         )
         for name in models
@@ -170,6 +176,7 @@ def selection_size(
     num_epochs: int = 64,
     batch_size: int = 256,
     stop_group: bool = False,
+    precision: Precision = "bf16",
 ) -> list[Run]:
     """How many rows must a learned selection have, k, to answer all queries?
 
@@ -185,6 +192,7 @@ def selection_size(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
         stop_group: Stop all learning rates of a cell once one of them has solved it.
+        precision: Of the matrix products: bf16 or fp32.
     """
     if num_rows and seq_lens and min(num_rows) > max(seq_lens):
         raise InvalidConfig(
@@ -200,6 +208,7 @@ def selection_size(
             num_epochs,
             batch_size,
             stop_group,
+            precision,
             label=f"learned, k = {rows}",
         )
         for seq_len, pairs in _lengths(seq_lens, num_pairs)
@@ -224,6 +233,7 @@ def lookup_size(
     num_epochs: int = 64,
     batch_size: int = 256,
     stop_group: bool = False,
+    precision: Precision = "bf16",
 ) -> list[Run]:
     """How many matches must a lookup see, m: of tokens and of hashes?
 
@@ -241,6 +251,7 @@ def lookup_size(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
         stop_group: Stop all learning rates of a cell once one of them has solved it.
+        precision: Of the matrix products: bf16 or fp32.
     """
     return [
         _run(
@@ -264,6 +275,7 @@ def lookup_size(
             num_epochs,
             batch_size,
             stop_group,
+            precision,
             label=f"{match} lookup, m = {latest}",
         )
         for name in tasks
@@ -286,6 +298,7 @@ def parameter_efficiency(
     num_epochs: int = 64,
     batch_size: int = 256,
     stop_group: bool = False,
+    precision: Precision = "bf16",
 ) -> list[Run]:
     """The fewest parameters and the smallest state that reach 0.9, for each mixer and length.
 
@@ -305,6 +318,7 @@ def parameter_efficiency(
         num_epochs: Passes over the training examples, at most.
         batch_size: Examples in a step.
         stop_group: Stop all learning rates of a cell once one of them has solved it.
+        precision: Of the matrix products: bf16 or fp32.
     """
     return hybrids(
         models,
@@ -319,6 +333,7 @@ def parameter_efficiency(
         num_epochs,
         batch_size,
         stop_group,
+        precision,
     )
 
 
@@ -373,6 +388,7 @@ def _run(
     num_epochs: int,
     batch_size: int,
     stop_group: bool,
+    precision: Precision,
     *,
     label: str,
 ) -> Run:
@@ -382,6 +398,6 @@ def _run(
         optimizer=Optimizer(learning_rate=learning_rate),
         budget=Budget(num_epochs=num_epochs, batch_size=batch_size, stop_group=stop_group),
         seed=seed,
-        precision="bf16",
+        precision=precision,
         label=label,
     )

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from recallzoo.devices import is_out_of_memory
+from recallzoo.devices import SLOW_BFLOAT16, emulates_bfloat16, is_out_of_memory
 from recallzoo.mixers import Context
 from recallzoo.model import LanguageModel
 from recallzoo.random import mix64, permutation, seed_of
@@ -95,6 +95,8 @@ class Program:
         self._training = _Trunk(stack.skeleton)
         self._evaluating = _Trunk(copy.deepcopy(stack.skeleton).eval())
         self._dtype = torch.bfloat16 if runs[0].precision == "bf16" else torch.float32
+        if self._dtype == torch.bfloat16 and emulates_bfloat16(device):
+            self.fallbacks.append(SLOW_BFLOAT16)
         self._head = HEAD if HEAD in stack.parameters else EMBEDDING
         self._streams: list[torch.cuda.Stream] = []
         self._seeds = self._per_run([seed_of("dropout", run.seed) for run in runs])

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recallzoo.devices import is_out_of_memory
+from recallzoo.devices import SLOW_BFLOAT16, emulates_bfloat16, is_out_of_memory
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
 from recallzoo.interrupts import allow
@@ -156,6 +156,8 @@ class _Run:
         micro_batch = first_micro_batch(options, plan, processes)
         if options.export:
             _require_transformers()
+        if options.precision == "bf16" and emulates_bfloat16(processes.device):
+            self.progress.warned(SLOW_BFLOAT16)
         if options.parallel != "auto" and processes.world_size == 1:
             self.progress.warned(
                 f"--parallel {options.parallel} shares out nothing here: this is one process. "
