@@ -117,3 +117,12 @@ def test_help_does_not_import_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert run.returncode == 0
+
+
+def test_knowing_all_mixers_and_presets_does_not_import_the_compiler():
+    code = (
+        "import sys; from recallzoo import mixers, presets\n"
+        "assert list(mixers.registry.items()) and list(presets.registry)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

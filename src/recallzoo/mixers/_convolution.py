@@ -87,11 +87,15 @@ def way_of_channels(x: Tensor, seq_len: int, num_taps: int) -> Callable[[Tensor,
     return conv_channels_by_fft
 
 
-@torch.compiler.assume_constant_result
 def is_hopper(device: int | None) -> bool:
     """Whether a GPU multiplies as Hopper's do: groups of four warps, from shared memory."""
     # AMD's GPUs have numbers of 9 as well.
     return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+# What torch.compiler.assume_constant_result does, but for importing the compiler: two seconds more
+# for every command that knows mixers.
+is_hopper._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def conv_by_shifts(x: Float[Tensor, "B T D"], taps: Float[Tensor, "D K"]) -> Float[Tensor, "B T D"]:
