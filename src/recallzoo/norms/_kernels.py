@@ -44,7 +44,7 @@ def _norm_gradient(d_out, unit, scale, weight, D: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _norms_forward(
     x,
     y,
     inner_weight,
@@ -90,7 +90,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _norms_backward(
     s,
     inner_weight,
     inner_bias,
@@ -152,7 +152,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """norm(x) for x [G, N, D] with weight and bias [G, D] in float32; in the dtype of x."""
     n = torch.empty_like(x)
     grid, each, shape = _launch(x, FORWARD_ELEMENTS)
-    _forward[grid](
+    _norms_forward[grid](
         x,
         x,
         weight,
@@ -184,7 +184,7 @@ def add_norms(
     s, t, n = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     weights = (inner_weight, inner_bias, outer_weight, outer_bias)
     grid, each, shape = _launch(x, FORWARD_ELEMENTS)
-    _forward[grid](x, y, *weights, s, t, n, x.shape[1], each, EPS=eps, ADDS=True, **shape)
+    _norms_forward[grid](x, y, *weights, s, t, n, x.shape[1], each, EPS=eps, ADDS=True, **shape)
     return s, t, n
 
 
@@ -222,7 +222,9 @@ def _gradients(
     d_s = torch.empty_like(s)
     sums = torch.empty(groups, grid[0], 4, width, device=s.device)
     weights = (inner_weight, inner_bias, outer_weight)
-    _backward[grid](s, *weights, d_t, d_n, d_s, sums, num_rows, each, EPS=eps, ADDS=adds, **shape)
+    _norms_backward[grid](
+        s, *weights, d_t, d_n, d_s, sums, num_rows, each, EPS=eps, ADDS=adds, **shape
+    )
     return d_s, sums.sum(1)
 
 

@@ -151,7 +151,7 @@ def _taps(taps, row, K: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _gated_conv_forward(
     p,
     in_bias,
     taps,
@@ -234,7 +234,7 @@ def _finish(sums, at, blocks, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _backward(
+def _gated_conv_backward(
     p,
     in_bias,
     taps,
@@ -320,7 +320,7 @@ def forward(p: Tensor, in_bias: Tensor, taps: Tensor, bias: Tensor) -> tuple[Ten
     sizes = _sizes(p, K)
     chunks = B * T // sizes["VEC"]
     blocks = int(triton.cdiv(chunks, FORWARD["CHUNKS"]))
-    _forward[(blocks, D, G)](
+    _gated_conv_forward[(blocks, D, G)](
         *(p, in_bias, taps, bias, u, gate2),
         *(D, chunks, T, K),
         **sizes,
@@ -340,7 +340,7 @@ def backward(
     chunks = B * T // sizes["VEC"]
     blocks = int(triton.cdiv(chunks, BACKWARD["CHUNKS"] * BACKWARD["STEPS"]))
     sums = torch.empty(G, width, K + 2, blocks, dtype=torch.float32, device=p.device)
-    _backward[(blocks, D, G)](
+    _gated_conv_backward[(blocks, D, G)](
         *(p, in_bias, taps, bias, d_u, d_gate2, d_p, sums),
         *(D, chunks, T, K),
         **sizes,

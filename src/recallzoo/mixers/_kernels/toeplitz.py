@@ -38,7 +38,7 @@ TOGETHER = 8
 
 
 @triton.jit
-def _apply(
+def _toeplitz_apply(
     x, taps, y, B, T, K, N, groups, parts,
     TRANSPOSED: tl.constexpr, TILE: tl.constexpr, SEQUENCES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +76,7 @@ def _apply(
 
 
 @triton.jit
-def _gradient_of_taps(
+def _toeplitz_d_taps(
     x, d_y, sums, C, B, T, N, M, TOGETHER,
     TILE: tl.constexpr, WIDE: tl.constexpr, SEQUENCES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -135,7 +135,7 @@ def forward(x: Tensor, taps: Tensor, *, transposed: bool = False) -> Tensor:
     most, num_warps = FEW_COLUMNS if num_blocks <= FEW_BLOCKS else MANY_COLUMNS
     sequences, blocks = _columns(B, num_blocks, most)
     groups, parts = int(triton.cdiv(num_blocks, blocks)), int(triton.cdiv(B, sequences))
-    _apply[(C * groups * parts,)](
+    _toeplitz_apply[(C * groups * parts,)](
         x, taps, y, B, T, taps.shape[1], num_blocks, groups, parts, TRANSPOSED=transposed,
         TILE=TILE, SEQUENCES=sequences, BLOCKS=blocks, num_warps=num_warps,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def _taps_backward(x: Tensor, d_y: Tensor, num_taps: int) -> Tensor:
     wide = min(WIDE, int(triton.next_power_of_2(distances)))
     sequences, blocks = _columns(B, num_blocks, INNER)
     sums = torch.zeros(C, 2, tap_blocks * TILE, device=x.device)
-    _gradient_of_taps[(C * int(triton.cdiv(distances, wide)),)](
+    _toeplitz_d_taps[(C * int(triton.cdiv(distances, wide)),)](
         x, d_y, sums, C, B, T, num_blocks, tap_blocks, TOGETHER, TILE=TILE, WIDE=wide,
         SEQUENCES=sequences, BLOCKS=blocks, num_warps=TAPS_WARPS, num_stages=TAPS_STAGES,
         maxnreg=TAPS_REGISTERS if x.element_size() == 2 and T % 16 == 0 else None,

@@ -29,7 +29,7 @@ TILES = 8
 
 
 @triton.jit
-def _forward(
+def _shift_forward(
     x,
     mix,
     out0,
@@ -64,7 +64,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _shift_backward(
     x,
     mix,
     d_out0,
@@ -127,7 +127,7 @@ def forward(x: Tensor, mix: Tensor, outs: Sequence[Tensor]) -> None:
     [G N, T, D] and mix [G, M, D] in float32."""
     sizes = _sizes(x, mix)
     tiles = triton.cdiv(sizes["T"], sizes["ROWS"]) * triton.cdiv(sizes["D"], sizes["BLOCK"])
-    _forward[(len(x) * int(tiles),)](x, mix, *_three(outs), outs[0].stride(0), **sizes)
+    _shift_forward[(len(x) * int(tiles),)](x, mix, *_three(outs), outs[0].stride(0), **sizes)
 
 
 def backward(x: Tensor, mix: Tensor, d_outs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,9 @@ def backward(x: Tensor, mix: Tensor, d_outs: Sequence[Tensor]) -> tuple[Tensor, 
     d_x = torch.empty_like(x)
     sums = torch.empty(groups, sizes["N"] * parts, num_mixtures, width, device=x.device)
     grid = (len(x) * parts * int(triton.cdiv(width, sizes["BLOCK"])),)
-    _backward[grid](x, mix, *_three(d_outs), d_x, sums, d_outs[0].stride(0), **sizes, TILES=tiles)
+    _shift_backward[grid](
+        x, mix, *_three(d_outs), d_x, sums, d_outs[0].stride(0), **sizes, TILES=tiles
+    )
     return d_x, sums.sum(1)
 
 

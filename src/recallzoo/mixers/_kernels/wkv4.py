@@ -68,7 +68,7 @@ def _put(pointer, value, mask):
 
 
 @triton.jit
-def _forward(
+def _wkv_forward(
     projected,
     decay,
     first,
@@ -119,7 +119,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _wkv_backward(
     projected,
     decay,
     first,
@@ -213,7 +213,7 @@ def forward(projected: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Te
     y = torch.empty_like(projected[:, 0], memory_format=torch.contiguous_format)
     states = torch.empty(state_shape(projected), device=projected.device)
     grid, sizes = _launch(projected)
-    _forward[grid](projected, decay, first, y, states, **sizes)
+    _wkv_forward[grid](projected, decay, first, y, states, **sizes)
     return y, states
 
 
@@ -225,7 +225,9 @@ def backward(
     sums = torch.empty(2, groups, number, width, device=projected.device)
     d_projected = torch.empty_like(projected)
     grid, sizes = _launch(projected)
-    _backward[grid](projected, decay, first, states, d_y, d_projected, sums[0], sums[1], **sizes)
+    _wkv_backward[grid](
+        projected, decay, first, states, d_y, d_projected, sums[0], sums[1], **sizes
+    )
     return d_projected, sums[0].sum(1), sums[1].sum(1)
 
 

@@ -35,7 +35,7 @@ def _block(pointer, row, col, num_rows, num_cols):
 
 
 @triton.jit
-def _forward(
+def _loss_forward(
     hidden,
     head,
     answers,
@@ -82,7 +82,7 @@ def _forward(
 
 
 @triton.jit
-def _d_hidden(
+def _loss_d_hidden(
     hidden,
     head,
     answers,
@@ -116,7 +116,7 @@ def _d_hidden(
 
 
 @triton.jit
-def _d_head(
+def _loss_d_head(
     hidden,
     head,
     normalizers,
@@ -156,7 +156,7 @@ def losses(
     best = torch.zeros(runs, num_queries, dtype=torch.int64, device=hidden.device)
     sizes = _sizes(width)
     grid = (triton.cdiv(num_queries, sizes["BLOCK_N"]), runs)
-    _forward[grid](
+    _loss_forward[grid](
         *(hidden, head, answers, out[0], out[1], best),
         *(num_queries, head.shape[1], width, find_best),
         **sizes,
@@ -175,10 +175,10 @@ def gradients(
     d_head = torch.empty(head.shape, device=head.device)
     sizes = _sizes(width)
     shape = (num_queries, vocab_size, width)
-    _d_hidden[(triton.cdiv(num_queries, sizes["BLOCK_N"]), runs)](
+    _loss_d_hidden[(triton.cdiv(num_queries, sizes["BLOCK_N"]), runs)](
         *(hidden, head, answers, normalizers, d_hidden), *shape, **sizes
     )
-    _d_head[(triton.cdiv(vocab_size, sizes["BLOCK_V"]), runs)](
+    _loss_d_head[(triton.cdiv(vocab_size, sizes["BLOCK_V"]), runs)](
         *(hidden, head, normalizers, d_head), *shape, **sizes
     )
     embedding.add_gradient(answers, hidden, d_head, scale=-1.0 / num_queries)
