@@ -110,7 +110,7 @@ def merge(paths: list[Path], out: Path | None, command: str | None = None) -> li
     for name in ("command", "peaks"):  # of a result that was merged itself, a list
         told = [result[name] for result in results]
         flat = [one for each in told for one in (each if isinstance(each, list) else [each])]
-        about[name] = [one for i, one in enumerate(flat) if one not in flat[:i]]
+        about[name] = [one for i, one in enumerate(flat) if one and one not in flat[:i]]
     about["command"] = command or about["command"]
     order = [cell.name for cell in choose(["*"])]
     entries = sorted(cells.values(), key=lambda cell: order.index(cell["cell"]))

@@ -47,6 +47,11 @@ def test_a_device_that_is_unknown_or_missing_is_refused(name):
 
 
 def test_bfloat16_is_emulated_where_the_library_of_products_has_none(monkeypatch):
+    cpu, library = torch.device("cpu"), torch.ops.mkldnn
     assert not emulates_bfloat16(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for has_products in (True, False):
+        monkeypatch.setattr(library, "_is_mkldnn_bf16_supported", lambda has=has_products: has)
+        assert emulates_bfloat16(cpu) is not has_products
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert emulates_bfloat16(torch.device("cpu"))
+    assert emulates_bfloat16(cpu)

@@ -49,8 +49,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 SLOW_BFLOAT16 = (
-    "this CPU has no bfloat16 products: they are emulated, which takes ten times as long as "
-    "float32 and more. Choose --precision fp32"
+    "this CPU has no bfloat16 products: they are emulated, which takes many times as long as "
+    "float32. Choose --precision fp32"
 )
 
 

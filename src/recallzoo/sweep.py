@@ -113,7 +113,7 @@ def sweep(
         num_finished = sum(store.has(run.hash) for run in runs)
         record["num_packs"] = len(plan.packs)
         watcher.sweep_started(len(runs), num_finished, len(plan.packs))
-        for message in [*_split_groups(plan.packs), *_slow_products(plan.packs, options)]:
+        for message in [*_split_groups(plan.packs), *_slow_products(plan.packs, executor)]:
             watcher.warned(message)
         executor.train(
             plan.packs,
@@ -285,12 +285,13 @@ def _split_groups(packs: list[tuple[str, list[Run]]]) -> list[str]:
     return [f"{split} groups do not fit into one pack: their parts stop apart."] if split else []
 
 
-def _slow_products(packs: list[tuple[str, list[Run]]], options: SweepOptions) -> list[str]:
-    """What to say before an hour of emulated products; that they were is in each result too."""
-    if options.executor != "local" or not emulates_bfloat16(choose_device(options.device)):
-        return []
+def _slow_products(packs: list[tuple[str, list[Run]]], executor: Executor) -> list[str]:
+    """What to say before products are emulated here; that they were is in each result, wherever."""
     is_asked = any(run.precision == "bf16" for _, members in packs for run in members)
-    return [SLOW_BFLOAT16] if is_asked else []
+    is_here = isinstance(executor, LocalExecutor)
+    if is_asked and is_here and emulates_bfloat16(torch.device(executor.device)):
+        return [SLOW_BFLOAT16]
+    return []
 
 
 def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:

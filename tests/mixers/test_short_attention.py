@@ -37,7 +37,7 @@ def with_gradients(function, qkv, bias, *options):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
     ("num_sequences", "seq_len", "num_heads", "head_dim"),
-    [(2, 5, 1, 16), (1, 1, 1, 16), (2, 70, 2, 16), (1, 33, 3, 5), (1, 64, 1, 64)],
+    [(2, 5, 1, 16), (1, 1, 1, 16), (2, 70, 2, 16), (1, 33, 3, 5), (1, 32, 3, 5), (1, 64, 1, 64)],
 )
 def test_the_kernel_is_attention_with_the_same_weights_dropped(
     num_sequences, seq_len, num_heads, head_dim, dropout

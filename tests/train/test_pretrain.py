@@ -139,6 +139,15 @@ def test_how_it_is_computed_does_not_change_the_losses(changed, data, whole, tmp
     assert summary["notes"] == []
 
 
+def test_products_that_the_cpu_emulates_are_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    changed = {"steps": 1, "valid_every": 0}
+    for precision, count in (("bf16", 1), ("fp32", 0)):
+        given = options(data, tmp_path / precision, precision=precision, **changed)
+        notes = pretrain(given)["notes"]
+        assert sum("--precision fp32" in note for note in notes) == count
+
+
 def test_memory_that_does_not_suffice_halves_the_micro_batch_and_is_told(
     data, whole, tmp_path, monkeypatch
 ):

@@ -59,6 +59,7 @@ def ladder(
     seeds: tuple[int, ...] = (0,),
     num_epochs: int | None = None,
     num_examples: int | None = None,
+    precision: Precision | None = None,
 ) -> list[Run]:
     """MQAR over rising lengths and widths, for any mixers: where does each one stop?
 
@@ -73,6 +74,7 @@ def ladder(
         seeds: Seeds of initialisation and of the order of examples.
         num_epochs: Passes over the training examples, at most. By size if not given.
         num_examples: Training examples. By size if not given.
+        precision: Of the matrix products: bf16 or fp32. By size if not given.
     """
     chosen = _SIZES[size]
     if num_pairs is None:
@@ -103,7 +105,7 @@ def ladder(
             optimizer=Optimizer(learning_rate=learning_rate),
             budget=Budget(num_epochs=num_epochs, batch_size=chosen.batch_size),
             seed=seed,
-            precision=chosen.precision,
+            precision=chosen.precision if precision is None else precision,
         )
         for name in mixers
         for seq_len, pairs in zip(seq_lens, num_pairs, strict=True)

@@ -309,7 +309,8 @@ class Program:
                     raise
                 self._captures = False
                 reason = f"the training step {not_captured(error)}"
-                self.fallbacks += [reason] if reason not in self.fallbacks else []
+                if reason not in self.fallbacks:  # a smaller pack tries again
+                    self.fallbacks.append(reason)
             if not self._captures:
                 free_after_failure()
             self.load_state_dict(state)
