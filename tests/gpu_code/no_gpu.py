@@ -191,11 +191,17 @@ def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[Written]:
 
 
 def _check_blocks(source: str) -> None:
-    """AssertionError where FlexAttention finds the blocks of the first sequence alone: it counts
-    sequences and heads by the stride of heads, which is 0 if they came by a view of what was not
-    in memory."""
-    wrong = re.findall(r"^ *stride_\w+_(?:blks|idx)_h = 0$", source, re.MULTILINE)
-    assert not wrong, f"FlexAttention takes all sequences' blocks from the first: {wrong}"
+    """AssertionError where FlexAttention would find a sequence's blocks in another's: it counts
+    sequences by the stride of the axis of heads, which has length 1 and so may have any stride."""
+    strides: dict[str, int] = {}
+    for line in re.findall(r"^ *(stride_\w+_(?:blks|idx)_[a-z] = \d+)$", source, re.MULTILINE):
+        name, _, stride = line.partition(" = ")
+        strides[name] = int(stride)
+        if name.endswith(("idx_m", "idx_n")):  # the last of a list, whose rows have this stride
+            of_list = name.removesuffix(name[-6:])
+            per_list = strides[f"{of_list}_idx_h"]
+            wanted = strides[f"{of_list}_num_blks_h"] * strides[name]
+            assert per_list == wanted > 0, f"FlexAttention's lists of blocks lie apart: {strides}"
 
 
 def _step(node: Any) -> tuple[str, int]:

@@ -11,6 +11,7 @@ raised. Names may be patterns (`pack/*`):
     draws               random numbers, dropout and randomly selected rows of two runs
     update              AdamW of a pack
     rows                FlexAttention of selected rows, forward and backward
+    rows-valid          the same without gradients
     block/SETTING       a block as pretraining compiles it
     valid/SETTING       the same in validation
     preset/NAME/I       layer I of a preset, the first of its kind, at its own width
@@ -80,7 +81,8 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
     programs: dict[str, Callable[[], Kernels]] = {
         "draws": _draws,
         "update": _update,
-        "rows": _rows,
+        "rows": functools.partial(_rows, training=True),
+        "rows-valid": functools.partial(_rows, training=False),
         "broken/addresses": _broken_addresses,
         "broken/no-kernel": _without_kernel,
     }
@@ -237,7 +239,7 @@ def _draws() -> Kernels:
     return gpu_kernels(vmap(of_run, randomness="different"), x, tokens, keys)
 
 
-def _rows() -> Kernels:
+def _rows(training: bool) -> Kernels:
     """Keys and values of one projection, as a mixer has them."""
 
     def attended(q: Tensor, kv: Tensor, rows: Tensor) -> Tensor:
@@ -247,7 +249,7 @@ def _rows() -> Kernels:
 
     shape = (BATCH_SIZE, 2, LONG_SEQ_LEN)
     q, kv = (
-        torch.empty(*shape, width, dtype=torch.bfloat16, device=GPU, requires_grad=True)
+        torch.empty(*shape, width, dtype=torch.bfloat16, device=GPU, requires_grad=training)
         for width in (64, 128)
     )
     return gpu_kernels(attended, q, kv, torch.empty(shape[::2], dtype=torch.bool, device=GPU))

@@ -23,9 +23,9 @@ pytestmark = [
     ),
 ]
 
-COMPILING = {"draws": 2, "rows": 2, "block/lookup_attention/3": 2}
-"""Those that find most for their time, with their programs: forward and backward. `programs.py`
-knows all others."""
+COMPILING = {"draws": 2, "rows": 2, "rows-valid": 1, "block/lookup_attention/3": 2}
+"""Those that find most for their time, with their programs: forward and, in training, backward.
+`programs.py` knows all others."""
 BROKEN = ("broken/addresses", "broken/no-kernel")
 PROGRAMS = Path(__file__).with_name("programs.py")
 

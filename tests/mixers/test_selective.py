@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.flop_counter import FlopCounterMode
 
 from recallzoo.errors import InvalidConfig
@@ -145,6 +146,25 @@ def test_block_masks_hold_the_blocks_that_selected_rows_need_and_no_other(seed, 
             part = needed[b, i * size : (i + 1) * size][valid[b, i * size : (i + 1) * size]]
             for j in blocks.full_kv_indices[b, 0, i, : blocks.full_kv_num_blocks[b, 0, i]].tolist():
                 assert part[:, j * size : (j + 1) * size].all()
+
+
+def test_block_masks_list_for_the_backward_pass_what_the_library_makes_of_the_forward_lists():
+    rows = torch.rand(2, 700, generator=torch.Generator().manual_seed(0)) < 0.3
+    made = row_blocks(*gather_rows(rows, 500), 700)
+    forward = (made.kv_num_blocks, made.kv_indices, made.full_kv_num_blocks, made.full_kv_indices)
+    wanted = BlockMask.from_kv_blocks(*forward, BLOCK_SIZE=rows_module.BLOCK)
+    for kind in ("q", "full_q"):
+        counts, indices = (getattr(made, f"{kind}_{part}") for part in ("num_blocks", "indices"))
+        assert torch.equal(counts, getattr(wanted, f"{kind}_num_blocks"))
+        listed = torch.arange(indices.shape[-1]) < counts[..., None]
+        assert torch.equal(indices[listed], getattr(wanted, f"{kind}_indices")[listed])
+
+
+def test_block_lists_lie_in_memory_as_the_compiler_is_told():
+    positions, valid = gather_rows(torch.rand(3, 300) < 0.3, 200)
+    torch.library.opcheck(torch.ops.recallzoo.block_lists, (positions, valid, 300))
+    for part in torch.ops.recallzoo.block_lists(positions, valid, 300):
+        assert part.stride() == torch.empty(part.shape).stride()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention runs on CUDA")

@@ -152,32 +152,51 @@ def row_blocks(positions: Int[Tensor, "B C"], valid: Bool[Tensor, "B C"], seq_le
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    B, capacity = positions.shape
-    num_row_blocks, num_key_blocks = math.ceil(capacity / BLOCK), math.ceil(seq_len / BLOCK)
-    padding = num_row_blocks * BLOCK - capacity
-    first = F.pad(torch.where(valid, positions, seq_len), (0, padding), value=seq_len)
-    last = F.pad(torch.where(valid, positions, -1), (0, padding), value=-1)
-    # With the axis of heads from here on: of a view that adds it to what is not in memory yet, the
-    # compiler gives that axis a stride of 0, by which its kernels find the next sequence's blocks.
-    first = first.view(B, 1, num_row_blocks, BLOCK).amin(-1)
-    last = last.view(B, 1, num_row_blocks, BLOCK).amax(-1)
-    exists = last >= 0
-    num_full = torch.where(exists, (first + 1) // BLOCK, 0)
-    num_needed = torch.where(exists, last // BLOCK + 1, 0)
-    block = torch.arange(num_key_blocks, device=positions.device)
-    partial = (num_full[..., None] + block).clamp(max=num_key_blocks - 1)
-    full = block.expand_as(partial)
-
     def up_to_the_row(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         del head
         return key <= positions[batch, row]
 
-    return BlockMask.from_kv_blocks(
-        (num_needed - num_full).to(torch.int32),
-        partial.to(torch.int32),
-        num_full.to(torch.int32),
-        full.to(torch.int32).contiguous(),
-        BLOCK_SIZE=BLOCK,
+    return BlockMask(
+        (positions.shape[1], seq_len),
+        *_block_lists(positions, valid, seq_len),
+        BLOCK_SIZE=(BLOCK, BLOCK),
         mask_mod=up_to_the_row,
-        seq_lengths=(capacity, seq_len),
     )
+
+
+# An operator, so that the lists lie in memory as they are declared here. Where the compiler makes
+# them it chooses the stride of their axis of heads, which has length 1. FlexAttention's kernels
+# find a sequence's blocks by that stride, and full blocks, in PyTorch 2.11, by the strides of the
+# others: they took another sequence's blocks, or read outside of the lists.
+@torch.library.custom_op("recallzoo::block_lists", mutates_args=())
+def _block_lists(positions: Tensor, valid: Tensor, seq_len: int) -> list[Tensor]:
+    """Number of blocks, and their indices, for each block of rows: those with a mask, those
+    without; then the same for each block of keys."""
+    padding = -positions.shape[1] % BLOCK
+    first = F.pad(torch.where(valid, positions, seq_len), (0, padding), value=seq_len)
+    last = F.pad(torch.where(valid, positions, -1), (0, padding), value=-1)
+    first = first.unflatten(1, (-1, BLOCK)).amin(-1)[..., None]
+    last = last.unflatten(1, (-1, BLOCK)).amax(-1)[..., None]
+    block = torch.arange(_num_blocks(seq_len), device=positions.device)
+    needed = block * BLOCK <= last
+    full = needed & ((block + 1) * BLOCK <= first + 1)
+    kinds = (needed & ~full, full)
+    both_ways = (*kinds, *(kind.mT for kind in kinds))
+    return [part for listing in map(_listed, both_ways) for part in listing]
+
+
+def _listed(wanted: Bool[Tensor, "B R K"]) -> tuple[Int[Tensor, "B 1 R"], Int[Tensor, "B 1 R K"]]:
+    """How many are wanted along the last axis, and which, first to last before all others."""
+    order = (~wanted).to(torch.uint8).sort(dim=-1, stable=True).indices.to(torch.int32)
+    return wanted.sum(-1, dtype=torch.int32).contiguous()[:, None], order.contiguous()[:, None]
+
+
+@_block_lists.register_fake
+def _(positions, valid, seq_len):  # noqa: ARG001
+    B, of_rows, of_keys = len(positions), _num_blocks(positions.shape[1]), _num_blocks(seq_len)
+    shapes = [(of_rows,), (of_rows, of_keys)] * 2 + [(of_keys,), (of_keys, of_rows)] * 2
+    return [positions.new_empty(B, 1, *shape, dtype=torch.int32) for shape in shapes]
+
+
+def _num_blocks(length: int) -> int:
+    return math.ceil(length / BLOCK)
