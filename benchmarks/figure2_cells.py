@@ -58,7 +58,7 @@ def row_of(cell: Cell, published: pl.DataFrame, planned: dict[str, set[str]]) ->
         "num_epochs": budget["num_epochs"],
         "stop_accuracy": budget.get("stop_accuracy"),
         "stop_group": budget.get("stop_group"),
-        "learning_rate": cell.learning_rate,
+        "learning_rates": cell.learning_rates,
         "test_accuracy": round(cell.test_accuracy, 4),
         "lowest": round(min(accuracies), 4),
         "highest": round(max(accuracies), 4),
@@ -108,7 +108,7 @@ def precision_pairs(found: Iterable[Cell]) -> list[dict[str, Any]]:
                 "seq_len": first["data"]["test"][0]["task"]["seq_len"],
                 "d_model": first["model"]["d_model"],
                 **{name: round(mean, 4) for name, mean in means.items()},
-                "learning_rates": [pair[name].learning_rate for name in ("bf16", "fp32")],
+                "learning_rates": [pair[name].learning_rates for name in ("bf16", "fp32")],
                 "seeds": [len(runs) for runs in values.values()],
                 "difference": round(difference, 4),
                 "spread_over_seeds": round(spread, 4),
@@ -195,7 +195,7 @@ def main() -> None:
     write_json(options.out, content)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=140):
         if content["cells"]:
-            columns = ("model", "seq_len", "d_model", "num_layers", "precision", "learning_rate")
+            columns = ("model", "seq_len", "d_model", "num_layers", "precision", "learning_rates")
             figures = ("test_accuracy", "lowest", "highest", "published", "runs_missing")
             print(pl.DataFrame(content["cells"], strict=False).select(*columns, *figures))
         if content["precision"]:

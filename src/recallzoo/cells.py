@@ -36,17 +36,34 @@ class Cell:
     def at_best(self) -> list[Result]:
         """The runs, one a seed, at the learning rate with the best mean validation accuracy
         over seeds; the smaller one if two are equal. One that lacks seeds which others have is
-        left out."""
+        left out.
+
+        Where runs stopped because another learning rate had solved the task, their accuracy is
+        what it was by then and no mean over seeds can be compared: each seed has its own best.
+        """
         by_rate = self.by_learning_rate
+        if self.is_chosen_by_seed:
+            by_seed: dict[int, Result] = {}
+            for result in (run for runs in by_rate.values() for run in runs):
+                best = by_seed.setdefault(result.config["seed"], result)
+                if result.valid_accuracy > best.valid_accuracy:
+                    by_seed[result.config["seed"]] = result
+            return [by_seed[seed] for seed in sorted(by_seed)]
         most = max(len(runs) for runs in by_rate.values())
         complete = {rate: runs for rate, runs in by_rate.items() if len(runs) == most}
         best = max(complete, key=lambda rate: _mean_valid(complete[rate]))
         return complete[best]
 
     @property
-    def learning_rate(self) -> float:
-        """The best one, by validation."""
-        return self.at_best[0].config["optimizer"]["learning_rate"]
+    def is_chosen_by_seed(self) -> bool:
+        """Whether each seed has a best learning rate of its own."""
+        return any(result.status == "group_solved" for result in self.results)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The best one, by validation; where seeds have their own, all of them, ascending."""
+        rates = {result.config["optimizer"]["learning_rate"] for result in self.at_best}
+        return tuple(sorted(rates))
 
     @property
     def test_accuracy(self) -> float:
@@ -73,6 +90,11 @@ def cells(results: Iterable[Result]) -> list[Cell]:
         key = json.dumps(config, sort_keys=True)
         groups.setdefault(key, (config, []))[1].append(result)
     return [Cell(runs[0].label, config, tuple(runs)) for config, runs in groups.values()]
+
+
+def rates_text(rates: Iterable[float]) -> str:
+    """Learning rates to read."""
+    return ", ".join(f"{rate:.4g}" for rate in rates)
 
 
 def _mean_valid(results: list[Result]) -> float:

@@ -21,6 +21,7 @@ from recallzoo.report._page import json_for_script
 from recallzoo.report._published import published_points, published_rows
 from recallzoo.report._sensitivity import sensitivity_table, window
 from recallzoo.report._slices import bins
+from recallzoo.result import Status
 from recallzoo.store import Store
 
 RATES = (1e-4, 1e-3, 1e-2)
@@ -42,7 +43,35 @@ def test_the_learning_rate_is_chosen_on_validation_and_test_is_shown():
         ]
     )
     row = run_row(found[0])
-    assert (row["learning_rate"], row["accuracy"], row["seeds"]) == (1e-3, 0.6, "0, 1")
+    assert (row["learning_rate"], row["accuracy"], row["seeds"]) == ("0.001", 0.6, "0, 1")
+
+
+def test_each_seed_has_its_learning_rate_where_runs_stopped_because_another_had_solved_the_task():
+    def run(seed: int, rate: float, accuracy: float, status: Status):
+        return result(
+            seed=seed,
+            learning_rate=rate,
+            valid_accuracy=accuracy,
+            accuracy=accuracy - 0.01,
+            status=status,
+        )
+
+    (entry,) = entries(
+        [
+            run(0, 1e-3, 0.1, "group_solved"),
+            run(0, 1e-2, 0.995, "solved"),
+            run(1, 1e-3, 0.993, "solved"),
+            run(1, 1e-2, 0.4, "group_solved"),
+            run(2, 1e-3, 0.2, "finished"),
+            run(2, 1e-2, 0.1, "finished"),
+        ]
+    )
+    assert entry.cell.learning_rates == (1e-3, 1e-2)
+    assert [run.test_accuracy for run in entry.cell.at_best] == pytest.approx([0.985, 0.983, 0.19])
+    assert run_row(entry)["learning_rate"] == "0.001, 0.01"
+    (row,) = sensitivity_table([entry])["rows"]
+    assert row[6] == "0.001, 0.01"
+    assert "best is the lowest tried; best is the highest tried" in row[-1]
 
 
 def test_no_two_entries_share_a_place_whatever_options_differ():

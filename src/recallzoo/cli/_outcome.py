@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from recallzoo.cells import Cell, cells
+from recallzoo.cells import Cell, cells, rates_text
 from recallzoo.result import Result
 
 TABLE_WIDTH = 120
@@ -40,15 +40,18 @@ def print_table(results: list[Result], stream: TextIO) -> None:
             cell.label,
             *(cell.sizes.get(column, "") for column in columns),
             *(str(cell.config.get(name, "")) for name in more),
-            f"{cell.learning_rate:g}",
+            rates_text(cell.learning_rates),
             _accuracy(cell),
             str(len(cell.at_best)),
             _statuses(cell.results),
         )
     console = Console(file=stream, width=None if stream.isatty() else TABLE_WIDTH)
     console.print(table)
+    by_seed = any(cell.is_chosen_by_seed and len(cell.at_best) > 1 for cell in rows)
     print(
-        "best lr: highest validation accuracy, mean over seeds. test accuracy: mean over seeds"
+        "best lr: highest validation accuracy, mean over seeds"
+        + ("; each seed's own where one solved the task first. " if by_seed else ". ")
+        + "test accuracy: mean over seeds"
         + (" (lowest to highest)." if any(len(cell.at_best) > 1 for cell in rows) else "."),
         file=stream,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from recallzoo.cells import Cell
+from recallzoo.cells import Cell, rates_text
 from recallzoo.report._charts import Figure, Look, accuracy_axis, faceted, fading, tooltip
 from recallzoo.report._entries import Entry
 from recallzoo.result import Result
@@ -55,7 +55,6 @@ def sensitivity_table(found: list[Entry]) -> dict[str, Any]:
     rows = []
     for entry in found:
         cell = entry.cell
-        tried = list(cell.by_learning_rate)
         best = cell.at_best
         accuracies = [result.test_accuracy for result in best]
         windows = [window(cell, share) for share in SHARES]
@@ -67,8 +66,8 @@ def sensitivity_table(found: list[Entry]) -> dict[str, Any]:
                 statistics.fmean(accuracies),
                 f"{min(accuracies):.3f} to {max(accuracies):.3f}" if len(best) > 1 else None,
                 len(best),
-                cell.learning_rate,
-                ", ".join(f"{rate:g}" for rate in tried),
+                rates_text(cell.learning_rates),
+                rates_text(cell.by_learning_rate),
                 *(f"{w.num_working} of {w.num_tried}" for w in windows),
                 *(f"{'≥ ' * w.is_open}{w.decades:.1f}" for w in windows),
                 _remarks(cell),
@@ -82,7 +81,7 @@ def sensitivity_table(found: list[Entry]) -> dict[str, Any]:
             {"title": "test accuracy", "kind": "accuracy"},
             {"title": "lowest to highest", "kind": "text"},
             {"title": "seeds", "kind": "int"},
-            {"title": "best learning rate", "kind": "rate"},
+            {"title": "best learning rate", "kind": "text"},
             {"title": "tried", "kind": "text"},
             *({"title": f"reach {share:g} of best", "kind": "text"} for share in SHARES),
             *({"title": f"window at {share:g}, decades", "kind": "text"} for share in SHARES),
@@ -98,9 +97,9 @@ def _remarks(cell: Cell) -> str | None:
     words = []
     if len(rates) == 1:
         words.append("one learning rate tried")
-    elif cell.learning_rate in (rates[0], rates[-1]):
-        end = "lowest" if cell.learning_rate == rates[0] else "highest"
-        words.append(f"best is the {end} tried")
+    else:
+        ends = {rates[0]: "lowest", rates[-1]: "highest"}
+        words += [f"best is the {ends[rate]} tried" for rate in cell.learning_rates if rate in ends]
     if len({len(runs) for runs in by_rate.values()}) > 1:
         words.append("not all seeds at every learning rate")
     statuses = [result.status for result in cell.results]
@@ -173,7 +172,8 @@ def sensitivity_figure(found: list[Entry], look: Look) -> Figure:
         )
     caption = (
         "Test accuracy at every learning rate tried; mean over seeds, with a bar from the lowest "
-        "to the highest. A ring marks the learning rate that validation chose."
+        "to the highest. A ring marks the learning rate that validation chose, each seed's own "
+        "where one solved the task and the others stopped."
     )
     if "lower bound" in kinds:
         caption += (
@@ -212,7 +212,7 @@ def _row(entry: Entry, rate: float, runs: list[Result]) -> dict[str, Any]:
         "high": max(accuracies),
         "spread": f"{min(accuracies):.4f} to {max(accuracies):.4f}",
         "valid_accuracy": statistics.fmean(result.valid_accuracy for result in runs),
-        "chosen": "yes" if rate == entry.cell.learning_rate else "no",
+        "chosen": "yes" if rate in entry.cell.learning_rates else "no",
         "kind": kind,
         "status": ", ".join(status.replace("_", " ") for status in dict.fromkeys(statuses)),
         "seeds": ", ".join(str(result.config["seed"]) for result in runs),

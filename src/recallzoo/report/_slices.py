@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import altair as alt
 
+from recallzoo.cells import rates_text
 from recallzoo.report._charts import Figure, Look, accuracy_axis, faceted, fading, tooltip
 from recallzoo.report._entries import Entry, plain
 from recallzoo.result import SliceRow
@@ -68,7 +69,7 @@ def _figure(
                         "values": str(low) if low == high else f"{low} to {high}",
                         "accuracy": sum(sums[0] for sums in members) / total,
                         "queries": total,
-                        "learning_rate": entry.cell.learning_rate,
+                        "learning_rate": rates_text(entry.cell.learning_rates),
                         "runs": ", ".join(result.hash for result in entry.cell.at_best),
                     }
                 )
@@ -82,7 +83,7 @@ def _figure(
         ("values", words),
         ("accuracy", "test accuracy", ".4f"),
         ("queries", "queries", ","),
-        ("learning_rate", "learning rate", ".3~g"),
+        ("learning_rate", "learning rate"),
         ("runs", "runs"),
     )
     layers = [
