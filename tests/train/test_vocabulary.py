@@ -137,18 +137,37 @@ def test_embedding_kernels_equal_pytorch(width):
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e9])
-def test_a_gradient_that_cannot_be_summed_is_not_a_number_and_others_are_summed(wrong):
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_run_whose_gradient_is_not_finite_gets_none_and_others_get_theirs(wrong):
     pytest.importorskip("triton", reason="Triton is not installed")
     from recallzoo.train._kernels import embedding
 
-    tokens, d_vectors = torch.tensor([[0, 1, 2, 2]]), torch.ones(1, 4, 16)
-    d_vectors[0, 1, 3] = d_vectors[0, 0, 5] = wrong
-    gradient = torch.zeros(1, 3, 16)
+    tokens, d_vectors = torch.tensor([[0, 1, 2, 2]]).repeat(2, 1), torch.ones(2, 4, 16)
+    d_vectors[0, 1, 3] = wrong
+    gradient = torch.zeros(2, 4, 16)
     embedding.add_gradient(tokens, d_vectors, gradient)
-    expected = torch.tensor([[[1.0], [1.0], [2.0]]]).repeat(1, 1, 16)
-    expected[0, 1, 3] = expected[0, 0, 5] = torch.nan
-    assert torch.equal(gradient.nan_to_num(-7.0), expected.nan_to_num(-7.0))
+    assert gradient[0, :3].isnan().all()
+    assert torch.equal(gradient[0, 3], torch.zeros(16))  # a token that does not occur
+    expected = torch.tensor([[1.0], [1.0], [2.0], [0.0]]).repeat(1, 16)
+    assert torch.equal(gradient[1], expected)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("scale", [1e-20, 1e-9, 1.0, 1e9, 1e30])
+def test_gradients_of_any_size_are_summed_as_exactly_as_float32_holds(scale):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from recallzoo.train._kernels import embedding
+
+    generator = torch.Generator().manual_seed(1)
+    # Runs of sizes that lie apart, each with its own unit; terms of 6 magnitudes in each.
+    sizes = scale * torch.tensor([1.0, 1e-3, 1e3])[:, None, None]
+    spread = 10.0 ** -torch.randint(6, (RUNS, 150, 1), generator=generator)
+    d_vectors = sizes * spread * torch.randn(RUNS, 150, WIDTH, generator=generator)
+    tokens = torch.randint(1, VOCAB, (RUNS, 150), generator=generator)
+    got, wanted = torch.zeros(RUNS, VOCAB, WIDTH), torch.zeros(RUNS, VOCAB, WIDTH).double()
+    embedding.add_gradient(tokens, d_vectors, got, scale=-0.5)
+    _vocabulary.add_gradient(tokens, -0.5 * d_vectors.double(), wanted)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.unchecked
