@@ -23,7 +23,7 @@ from torch import Tensor
 
 _BLOCK_ELEMENTS = 8192
 _INFINITY = tl.constexpr(0x7F800000)
-"""Bits of a float32: those of larger magnitudes are larger, and those of NaN larger than all."""
+"""Bits of a float32. Those of a larger magnitude are larger, and those of NaN larger than all."""
 
 
 @triton.jit
@@ -43,8 +43,8 @@ def _find_largest(d_vectors, largest, SIZE, scale, BLOCK: tl.constexpr):
     run = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     g = scale * tl.load(d_vectors + run * SIZE + at, mask=at < SIZE, other=0.0).to(tl.float32)
-    bits = tl.max(tl.abs(g).to(tl.int32, bitcast=True), axis=0)
-    tl.atomic_max(largest + run, bits, sem="relaxed")
+    magnitude = g.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    tl.atomic_max(largest + run, tl.max(magnitude, axis=0), sem="relaxed")
 
 
 @triton.jit
