@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from recallzoo.result import Result
@@ -43,12 +44,10 @@ class Cell:
         """
         by_rate = self.by_learning_rate
         if self.is_chosen_by_seed:
-            by_seed: dict[int, Result] = {}
-            for result in (run for runs in by_rate.values() for run in runs):
-                best = by_seed.setdefault(result.config["seed"], result)
-                if result.valid_accuracy > best.valid_accuracy:
-                    by_seed[result.config["seed"]] = result
-            return [by_seed[seed] for seed in sorted(by_seed)]
+            by_seed: dict[int, list[Result]] = {}
+            for result in chain.from_iterable(by_rate.values()):
+                by_seed.setdefault(result.config["seed"], []).append(result)
+            return [max(runs, key=_valid_accuracy) for _, runs in sorted(by_seed.items())]
         most = max(len(runs) for runs in by_rate.values())
         complete = {rate: runs for rate, runs in by_rate.items() if len(runs) == most}
         best = max(complete, key=lambda rate: _mean_valid(complete[rate]))
@@ -97,8 +96,12 @@ def rates_text(rates: Iterable[float]) -> str:
     return ", ".join(f"{rate:.4g}" for rate in rates)
 
 
+def _valid_accuracy(result: Result) -> float:
+    return result.valid_accuracy
+
+
 def _mean_valid(results: list[Result]) -> float:
-    return statistics.fmean(result.valid_accuracy for result in results)
+    return statistics.fmean(map(_valid_accuracy, results))
 
 
 def _distinct(values: Iterable[Any]) -> str:

@@ -148,6 +148,15 @@ def test_block_masks_hold_the_blocks_that_selected_rows_need_and_no_other(seed, 
                 assert part[:, j * size : (j + 1) * size].all()
 
 
+@pytest.mark.parametrize(("row", "num_full"), [(126, 0), (127, 1), (128, 1)])
+def test_a_block_of_keys_needs_no_mask_from_its_last_key_on(row, num_full):
+    positions, valid = gather_rows(torch.arange(256)[None] == row, 1)
+    blocks = row_blocks(positions, valid, 256)
+    assert rows_module.BLOCK == 128
+    assert blocks.full_kv_num_blocks.flatten().tolist() == [num_full]
+    assert blocks.kv_num_blocks.flatten().tolist() == [row // 128 + 1 - num_full]
+
+
 def test_block_masks_list_for_the_backward_pass_what_the_library_makes_of_the_forward_lists():
     rows = torch.rand(2, 700, generator=torch.Generator().manual_seed(0)) < 0.3
     made = row_blocks(*gather_rows(rows, 500), 700)

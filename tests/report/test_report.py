@@ -1,5 +1,6 @@
 """What the report says, whatever draws it."""
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from stores import HOSTILE, figure2, result, store_of
 
 from recallzoo.cells import cells
+from recallzoo.cli._outcome import print_table
 from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_report
 from recallzoo.report._about import contracts, missing_runs, notes, runs_table
@@ -72,6 +74,10 @@ def test_each_seed_has_its_learning_rate_where_runs_stopped_because_another_had_
     (row,) = sensitivity_table([entry])["rows"]
     assert row[6] == "0.001, 0.01"
     assert "best is the lowest tried; best is the highest tried" in row[-1]
+    told = io.StringIO()
+    print_table(list(entry.cell.results), told)
+    assert "0.001, 0.01" in told.getvalue()
+    assert "each seed's own where one solved the task first" in told.getvalue()
 
 
 def test_no_two_entries_share_a_place_whatever_options_differ():

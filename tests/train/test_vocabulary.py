@@ -165,8 +165,8 @@ def test_gradients_of_any_size_are_summed_as_exactly_as_float32_holds(scale):
     d_vectors = sizes * spread * torch.randn(RUNS, 150, WIDTH, generator=generator)
     tokens = torch.randint(1, VOCAB, (RUNS, 150), generator=generator)
     got, wanted = torch.zeros(RUNS, VOCAB, WIDTH), torch.zeros(RUNS, VOCAB, WIDTH).double()
-    embedding.add_gradient(tokens, d_vectors, got, scale=-0.5)
-    _vocabulary.add_gradient(tokens, -0.5 * d_vectors.double(), wanted)
+    embedding.add_gradient(tokens, d_vectors, got, scale=-4096.0)
+    _vocabulary.add_gradient(tokens, -4096.0 * d_vectors.double(), wanted)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=0)
 
 

@@ -167,7 +167,7 @@ def row_blocks(positions: Int[Tensor, "B C"], valid: Bool[Tensor, "B C"], seq_le
 # An operator, so that the lists lie in memory as they are declared here. Where the compiler makes
 # them it chooses the stride of their axis of heads, which has length 1. FlexAttention's kernels
 # find a sequence's blocks by that stride, and full blocks, in PyTorch 2.11, by the strides of the
-# others: they took another sequence's blocks, or read outside of the lists.
+# others: they took another sequence's blocks, and may have read outside of the lists.
 @torch.library.custom_op("recallzoo::block_lists", mutates_args=())
 def _block_lists(positions: Tensor, valid: Tensor, seq_len: int) -> list[Tensor]:
     """Number of blocks, and their indices, for each block of rows: those with a mask, those
