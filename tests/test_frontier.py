@@ -1,6 +1,7 @@
 """The recipes of input-dependent layers: what they vary, and nothing else."""
 
 import pytest
+import torch
 
 from recallzoo.errors import InvalidConfig, UnknownName
 from recallzoo.mixers import mixer
@@ -25,6 +26,17 @@ def test_every_model_builds_at_the_smallest_width_with_its_special_layer_last(na
     first, last = run.model.layer_mixers()
     assert (first == mixer("base_conv")) == (name != "attention")
     assert (last == mixer("base_conv")) == (name == "base_conv")
+
+
+def test_a_base_without_a_special_layer_may_end_in_a_filter_that_sees_all_tokens():
+    (run,) = hybrids(("base_conv_long",), (64,), (4,), (8,), **SMALL)
+    model = LanguageModel(run.model, vocab_size=32, max_seq_len=64).eval()
+    tokens = torch.zeros(1, 64, dtype=torch.long)
+    other = tokens.index_fill(1, torch.tensor([0]), 1)
+    assert not torch.equal(model(tokens)[:, -1], model(other)[:, -1])
+    (run,) = hybrids(("base_conv",), (64,), (4,), (8,), **SMALL)
+    short = LanguageModel(run.model, vocab_size=32, max_seq_len=64).eval()
+    assert torch.equal(short(tokens)[:, -1], short(other)[:, -1])
 
 
 def test_placement_moves_one_special_layer_through_the_depth_and_spreads_several():

@@ -2,7 +2,8 @@
 
 The input-dependent mixers, by the names that these recipes take:
 
-    base_conv        none: BaseConv alone
+    base_conv        none: BaseConv alone, its filters of 3 taps
+    base_conv_long   none: BaseConv, its last filter as long as the input
     random, sliding, repeated, learned, full    selective attention, by its selector
     lookup, hash     lookup attention of tokens, of hashed hidden states
     shift, autocorrelation    convolutions with input-dependent filters
@@ -38,7 +39,10 @@ SPECIAL: dict[str, Callable[[int], MixerConfig]] = {
 }
 """The special mixer of each hybrid; a function of the number of rows that `learned` selects."""
 
-ALL = ("base_conv", *SPECIAL, "attention")
+BASES = {"base_conv": mixer("base_conv"), "base_conv_long": mixer("base_conv", kernel_size=-1)}
+"""Models without a special layer, by the mixer that is their last layer."""
+
+ALL = (*BASES, *SPECIAL, "attention")
 
 LENGTHS = (64, 128, 256, 512)
 PAIRS = (4, 8, 16, 64)
@@ -65,7 +69,8 @@ def hybrids(
     `learned` selects twice as many rows as there are queries.
 
     Args:
-        models: Names of hybrids (see `recallzoo.recipes.frontier`), base_conv or attention.
+        models: Names of hybrids (see `recallzoo.recipes.frontier`), base_conv,
+            base_conv_long or attention.
         seq_lens: Lengths of the examples, in tokens.
         num_pairs: Key-value pairs in an example, one number for each length.
         widths: Widths of the model (d_model).
@@ -307,7 +312,8 @@ def parameter_efficiency(
     which all have alike.
 
     Args:
-        models: Names of hybrids (see `recallzoo.recipes.frontier`), base_conv or attention.
+        models: Names of hybrids (see `recallzoo.recipes.frontier`), base_conv,
+            base_conv_long or attention.
         seq_lens: Lengths of the examples, in tokens.
         num_pairs: Key-value pairs in an example, one number for each length.
         widths: Widths of the model (d_model), the way to fewer parameters and less state.
@@ -367,9 +373,9 @@ def _model(
     if name == "attention":
         mixers, position = (mixer("attention"),), "learned"
     else:
-        base, position = mixer("base_conv"), "none"
-        special = base if name == "base_conv" else SPECIAL[name](num_rows)
-        mixers = place(base, special, num_layers, layers=layers)
+        last = BASES[name] if name in BASES else SPECIAL[name](num_rows)
+        mixers = place(mixer("base_conv"), last, num_layers, layers=layers)
+        position = "none"
     return ModelConfig(mixers=mixers, d_model=width, num_layers=num_layers, position=position)
 
 
