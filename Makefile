@@ -7,6 +7,13 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet
+# Which of constraints.txt, as pip takes them: $(call pinned,NAME NAME ...)
+space := $(subst ,, )
+pinned = $$(grep -E '^($(subst $(space),|,$(strip $(1))))==' constraints.txt)
+# Large wheels, in two halves of about equal time to unpack.
+LARGE_1 := torch $(if $(filter Linux,$(shell uname)),triton) networkx polars-runtime-32 pyarrow ray
+LARGE_2 := altair datasets numpy pandas pyright ruff sympy transformers
 # A module's tests stay together, so that what they share is made once; slow modules go first.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
@@ -20,15 +27,17 @@ help:  ## Print this list
 
 install: $(INSTALLED)  ## Make .venv with everything in it (the other targets do so by themselves)
 
-# torch goes first and alone: whichever build the index serves, CPU or CUDA, the rest follows it.
+# torch goes first and by its version: whichever build the index serves, CPU or CUDA, the rest
+# follows it. Large wheels are unpacked on two cores; what they and the rest need is found after.
 # The newest pip looks through the index in a third of the time of the one that Python 3.11 has.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is wanted; $(PYTHON) is older or missing. Use make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --upgrade-deps .venv
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet $$(grep '^setuptools==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[text,ray,dev]'
+	$(PIP) --no-deps $(call pinned,$(LARGE_1)) & first=$$!; \
+	  $(PIP) --no-deps $(call pinned,$(LARGE_2)); second=$$?; wait $$first && exit $$second
+	$(PIP) $(call pinned,setuptools)
+	$(PIP) --no-build-isolation -c constraints.txt -e '.[text,ray,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED)  ## Train attention and a gated convolution on recall, and chart it (3 minutes on 2 cores)
@@ -43,7 +52,7 @@ test: test-shapes test-rest  ## Run all tests, with annotated shapes checked whe
 test-plain: $(INSTALLED)  ## All tests as they are
 	$(PYTEST)
 
-test-shapes: $(INSTALLED)  ## The quick tests with tensor shapes and types checked at every call
+test-shapes: $(INSTALLED)  ## The quick tests with tensor shapes and types checked
 	$(PYTEST) --jaxtyping-packages=recallzoo,shape_checks.checker
 
 # Compiled code and the checks do not go together, and other processes do not see them.

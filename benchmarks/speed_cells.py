@@ -114,8 +114,14 @@ def figure2_cell(name: str, seq_len: int, d_model: int) -> Cell:
 
 def quickstart_cell(name: str) -> Cell:
     """The quickstart's sizes; BaseConv adds its input, as the reference's cannot but do."""
-    ours = {"attention": mixer("attention"), "base_conv": mixer("base_conv", skip=True)}
-    theirs = {"attention": {}, "base_conv": {"l_max": 32, "kernel_size": 3}}
+    ours = {
+        "attention": (mixer("attention"),),
+        "base_conv": (
+            mixer("base_conv", skip=True),
+            mixer("base_conv", kernel_size=-1, skip=True, filter_skip=True),
+        ),
+    }
+    theirs = {"attention": {}, "base_conv": {"l_max": 32, "kernel_size": [3, -1]}}
     return Cell(
         name=f"quickstart-{name}",
         architecture=Architecture(
@@ -123,10 +129,10 @@ def quickstart_cell(name: str) -> Cell:
             options=theirs[name],
             d_model=64,
             vocab_size=128,
-            num_positions=32,
+            num_positions=32 if figure2.position_of(name) == "learned" else 0,
             embed_dropout=0.0,
         ),
-        mixers=(ours[name],),
+        mixers=ours[name],
         seq_len=32,
         num_pairs=4,
         batch_size=64,

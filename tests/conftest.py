@@ -46,7 +46,7 @@ def _is_unchecked(item: pytest.Item) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave whole folders out of the pass that checks shapes at every call."""
+    """Leave whole folders out of the pass that checks shapes."""
     checks_shapes = config.getoption("--jaxtyping-packages", None)
     return True if checks_shapes and collection_path in UNCHECKED_PATHS else None
 

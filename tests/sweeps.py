@@ -9,7 +9,7 @@ from recallzoo.tasks import Data, task
 from recallzoo.train.packed import Progress
 
 TASK = task("mqar", seq_len=8, num_pairs=1, vocab_size=512)
-DATA = Data.of(TASK, train=2048, valid=64, test=64)
+DATA = Data.of(TASK, train=1024, valid=64, test=64)
 NUM_WORKERS = 3
 OPTIONS = {"device": "cpu", "checkpoint_seconds": 0.0}
 ON_RAY = {**OPTIONS, "executor": "ray", "devices": NUM_WORKERS}

@@ -51,6 +51,33 @@ def test_functions_methods_and_properties_that_state_a_shape_are_checked():
             call()
 
 
+def test_a_call_is_checked_again_where_a_shape_dtype_number_or_object_is_another():
+    calls = []
+
+    class Source:
+        def __init__(self, *values: Tensor) -> None:
+            self.values = list(values)
+
+        @checked
+        def next(self, like: Float[Tensor, "N N"], size: int = 0) -> Float[Tensor, "N N"]:
+            calls.append(size)
+            return self.values.pop()
+
+    # What is returned is wrong every second time; that is not seen where the same was asked before.
+    source = Source(OBLONG, SQUARE)
+    assert source.next(SQUARE) is SQUARE
+    assert source.next(SQUARE) is OBLONG
+    for like, size in ((torch.ones(3, 3), 0), (SQUARE.double(), 0), (SQUARE, 1)):
+        source.values.append(OBLONG)
+        with pytest.raises(TypeCheckError):
+            source.next(like, size)
+    other = Source(OBLONG, OBLONG)
+    for _ in range(2):  # a call that failed has not passed
+        with pytest.raises(TypeCheckError):
+            other.next(SQUARE)
+    assert len(calls) == 7
+
+
 def test_so_are_data_classes_that_hold_one():
     @checked
     @dataclass

@@ -32,8 +32,11 @@ def result(
     state_size: dict[str, int] | None = None,
     fallbacks: Iterable[str] = (),
     rows: list[SliceRow] | None = None,
+    kernel_size: int = -1,
 ) -> Result:
-    """One finished run with these properties; its hash follows from its configuration."""
+    """One finished run with these properties; its hash follows from its configuration. BaseConv
+    alone has a kernel_size."""
+    options = [["kernel_size", kernel_size]] if mixer == "base_conv" else []
     segment = {
         "task": {
             "task": task,
@@ -51,7 +54,7 @@ def result(
         "run_version": 1,
         "data": {"train": [segment], "valid": [segment], "test": [segment], "seed": 0},
         "model": {
-            "mixers": [{"name": mixer, "options": [], "source_sha256": None}],
+            "mixers": [{"name": mixer, "options": options, "source_sha256": None}],
             "d_model": width,
             "num_layers": num_layers,
         },

@@ -137,6 +137,7 @@ def test_published_points_stand_beside_the_same_cells_only():
         result("base_conv", seq_len=128, num_pairs=4, width=256),
         result("sliding_window", seq_len=128, num_pairs=8, width=256),
         result("base_conv", seq_len=128, num_pairs=8, width=96),
+        result("base_conv", seq_len=128, num_pairs=8, width=256, kernel_size=3),
     ]
     found = entries([same, *others])
     rows = published_rows(found)

@@ -14,7 +14,8 @@ def quickstart(
     """Attention against a gated convolution of the same width: 4 pairs, 32 tokens, 128 words.
 
     Both get the same examples, budget and learning rates. Small enough for two CPU cores; the
-    sizes are ours, not the paper's (see figure2 for those).
+    sizes are ours, not the paper's (see figure2 for those). As there, the convolution's filters are
+    short, then as long as the input, and attention alone has positions.
 
     Args:
         learning_rates: Peak learning rates, tried for every mixer.
@@ -24,15 +25,21 @@ def quickstart(
     data = Data.of(
         task("mqar", seq_len=32, num_pairs=4, vocab_size=128), train=16_000, valid=1_000, test=2_000
     )
+    long = mixer("base_conv", kernel_size=-1)
+    models = {
+        "attention": ModelConfig(mixers=(mixer("attention"),), d_model=64, position="learned"),
+        "base_conv": ModelConfig(mixers=(mixer("base_conv"), long), d_model=64),
+    }
     return [
         Run(
             data=data,
-            model=ModelConfig(mixers=mixers, d_model=64, position="learned"),
+            model=model,
             optimizer=Optimizer(learning_rate=learning_rate),
             budget=Budget(num_epochs=num_epochs, batch_size=64),
             seed=seed,
+            label=label,
         )
-        for mixers in ((mixer("attention"),), (mixer("base_conv"),))
+        for label, model in models.items()
         for learning_rate in learning_rates
         for seed in seeds
     ]

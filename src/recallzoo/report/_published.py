@@ -9,6 +9,9 @@ import polars as pl
 
 from recallzoo.report._entries import Entry
 
+LONG = -1
+"""A BaseConv's kernel_size where its filter is as long as the input."""
+
 TASK = {"task": "mqar", "vocab_size": 8192, "filler": "zero", "num_passes": 1, "power": 0.01}
 """The paper's task but for its sizes; cells with other options are another task."""
 
@@ -57,12 +60,19 @@ def published_rows(found: list[Entry]) -> list[dict[str, Any]]:
 def _published_cell(entry: Entry) -> tuple[str, int, int, int] | None:
     mixers = {mixer["name"] for mixer in entry.mixers}
     tasks = entry.test_tasks
-    if len(mixers) != 1 or len(tasks) != 1:
+    if len(mixers) != 1 or len(tasks) != 1 or not _sees_all(entry):
         return None
     task = tasks[0]
     if any(task.get(option) != value for option, value in TASK.items()):
         return None
     return mixers.pop(), task["seq_len"], task["num_pairs"], entry.width
+
+
+def _sees_all(entry: Entry) -> bool:
+    """Whether every token can reach the last one: of the paper's BaseConv every second filter was
+    as long as the input, and one whose filters are all short is another model."""
+    sizes = [dict(mixer["options"]).get("kernel_size") for mixer in entry.mixers]
+    return "base_conv" not in {mixer["name"] for mixer in entry.mixers} or LONG in sizes
 
 
 def _series_of(found: list[Entry], entry: Entry) -> str:
