@@ -116,10 +116,7 @@ def quickstart_cell(name: str) -> Cell:
     """The quickstart's sizes; BaseConv adds its input, as the reference's cannot but do."""
     ours = {
         "attention": (mixer("attention"),),
-        "base_conv": (
-            mixer("base_conv", skip=True),
-            mixer("base_conv", kernel_size=-1, skip=True, filter_skip=True),
-        ),
+        "base_conv": figure2.layer_mixers("base_conv", 32, 2),
     }
     theirs = {"attention": {}, "base_conv": {"l_max": 32, "kernel_size": [3, -1]}}
     return Cell(

@@ -78,6 +78,33 @@ def test_a_call_is_checked_again_where_a_shape_dtype_number_or_object_is_another
     assert len(calls) == 7
 
 
+@dataclass
+class Held:
+    x: Tensor
+
+
+@pytest.mark.parametrize(
+    ("about", "other"),
+    [
+        ([SQUARE], [OBLONG]),
+        ((1, "a"), (1, "b")),
+        ({"x": SQUARE}, {"y": SQUARE}),
+        (Held(SQUARE), Held(OBLONG)),
+    ],
+)
+def test_so_it_is_where_something_differs_within_an_argument(about, other):
+    answers = [OBLONG, OBLONG, SQUARE]
+
+    @checked
+    def answer(x: Float[Tensor, "N N"], about: object) -> Float[Tensor, "N N"]:
+        return answers.pop()
+
+    assert answer(SQUARE, about) is SQUARE
+    assert answer(SQUARE, about) is OBLONG
+    with pytest.raises(TypeCheckError):
+        answer(SQUARE, other)
+
+
 def test_so_are_data_classes_that_hold_one():
     @checked
     @dataclass

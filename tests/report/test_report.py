@@ -137,7 +137,6 @@ def test_published_points_stand_beside_the_same_cells_only():
         result("base_conv", seq_len=128, num_pairs=4, width=256),
         result("sliding_window", seq_len=128, num_pairs=8, width=256),
         result("base_conv", seq_len=128, num_pairs=8, width=96),
-        result("base_conv", seq_len=128, num_pairs=8, width=256, kernel_size=3),
     ]
     found = entries([same, *others])
     rows = published_rows(found)
@@ -145,6 +144,8 @@ def test_published_points_stand_beside_the_same_cells_only():
         (0.84, 256, "base_conv, published")
     ]
     assert rows[0]["reading"] == "±0.01"
+    short = result("base_conv", seq_len=128, num_pairs=8, width=256, kernel_size=3)
+    assert published_rows(entries([short])) == []
 
 
 def test_the_window_is_the_unbroken_stretch_around_the_best():

@@ -10,7 +10,7 @@ import polars as pl
 from recallzoo.report._entries import Entry
 
 LONG = -1
-"""A BaseConv's kernel_size where its filter is as long as the input."""
+"""A BaseConv's kernel_size where its filter is as long as the input; its module imports torch."""
 
 TASK = {"task": "mqar", "vocab_size": 8192, "filler": "zero", "num_passes": 1, "power": 0.01}
 """The paper's task but for its sizes; cells with other options are another task."""
