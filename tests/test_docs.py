@@ -8,12 +8,14 @@ before the block changes that:
     <!-- docs: exit 2 -->   it is expected to fail with this exit code
 
 A fenced `python` block whose first line is a comment with a file's name, as `# my_mixer.py`, is
-written to that file for the commands after it. `python my_mixer.py` then runs it.
+written to that file for the commands after it. `python my_mixer.py` then runs it. The folder
+also has a copy of the tables in results/recipes.
 """
 
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 from recallzoo.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PUBLISHED = Path("results") / "recipes"
 PAGES = [p for p in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")) if p.exists()]
 BLOCK = re.compile(
     r"(?:^<!-- docs: (?P<marker>[^>]*?) -->\n+)?^```(?P<kind>sh|console|python)\n(?P<body>.*?)^```",
@@ -105,6 +108,7 @@ _RUN = {"make": _make, "python": _python, "recallzoo": lambda command: main(_arg
 def test_the_commands_of_a_page_work(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # for files that import each other
+    shutil.copytree(REPOSITORY / PUBLISHED, tmp_path / PUBLISHED)
     for step in steps_of(page.read_text(encoding="utf-8")):
         if isinstance(step, SourceFile):
             Path(step.name).write_text(step.text)

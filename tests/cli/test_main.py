@@ -145,6 +145,11 @@ def test_a_report_of_no_format_is_refused(run_cli, tmp_path):
     require_mistake(run_cli("report", tmp_path, "--formats"), "--formats", "html, svg, png")
 
 
+def test_a_report_of_nothing_or_of_several_folders_to_nowhere_is_refused(run_cli, tmp_path):
+    require_mistake(run_cli("report"), "no folder is given", "recallzoo report runs/quickstart")
+    require_mistake(run_cli("report", tmp_path, tmp_path), "--out is wanted")
+
+
 def test_without_a_terminal_progress_is_plain_lines(tmp_path):
     outcome = in_process("run", RECIPES / "tiny.py", "--out", tmp_path / "o")
     assert outcome.code == 0, outcome.err

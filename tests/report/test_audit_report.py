@@ -109,6 +109,10 @@ def test_the_command_reports_on_audits_as_on_runs(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(folder / "report" / "audit.html")]
     store_of(tmp_path / "runs", [result()])
     assert main(["report", str(tmp_path / "runs"), "--formats", "html"]) == 0
+    both = [str(folder), str(tmp_path / "runs")]
+    for paths in (both, both[::-1]):
+        assert main(["report", *paths, "--out", str(tmp_path / "out")]) == 2
+        assert "is an audit, of which each has a report of its own" in capsys.readouterr().err
     (folder / "audit.json").unlink()
     assert main(["report", str(folder)]) == 2
     assert "not finished" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from recallzoo.cells import cells
 from recallzoo.cli._outcome import print_table
 from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_report
-from recallzoo.report._about import contracts, missing_runs, notes, runs_table
+from recallzoo.report._about import contracts, notes, runs_table
 from recallzoo.report._accuracy import accuracy_figure, run_row
 from recallzoo.report._charts import Look
 from recallzoo.report._entries import colours, entries, labels_of
@@ -23,6 +23,7 @@ from recallzoo.report._page import json_for_script
 from recallzoo.report._published import published_points, published_rows
 from recallzoo.report._sensitivity import sensitivity_table, window
 from recallzoo.report._slices import bins
+from recallzoo.report._sources import runs_of_store
 from recallzoo.result import Status
 from recallzoo.store import Store
 
@@ -146,6 +147,8 @@ def test_published_points_stand_beside_the_same_cells_only():
     assert rows[0]["reading"] == "±0.01"
     short = result("base_conv", seq_len=128, num_pairs=8, width=256, kernel_size=3)
     assert published_rows(entries([short])) == []
+    both = published_rows(entries([same, short]))
+    assert [row["series"] for row in both] == ["base_conv, mixers=base_conv(kernel_size=-1)"]
 
 
 def test_the_window_is_the_unbroken_stretch_around_the_best():
@@ -235,10 +238,10 @@ def test_divergence_and_fallbacks_are_noted_with_counts():
 def test_the_page_names_the_cells_whose_runs_are_not_all_finished(tmp_path):
     done = [result(width=width, seed=seed) for width in (16, 32) for seed in (0, 1)]
     store = store_of(tmp_path / "runs", done[:3])
-    assert missing_runs(store) == {}
+    assert runs_of_store(store).missing() == {}
     store.plan({one.hash: {"cell": f"width {one.config['model']['d_model']}"} for one in done})
     store.plan({"0123": {"cell": "width <64>"}})
-    assert missing_runs(store) == {"width 32": (1, 2), "width <64>": (1, 1)}
+    assert runs_of_store(store).missing() == {"width 32": (1, 2), "width <64>": (1, 1)}
     write_report(store, tmp_path / "out", ("html",))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "2 runs of these recipes are not finished" in page
@@ -250,7 +253,7 @@ def test_a_folder_from_before_plans_were_kept_says_how_many_runs_are_left(tmp_pa
     store = store_of(tmp_path / "runs", [result()])
     (tmp_path / "runs" / "packs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "packs" / "x" / "pack.json").write_text(json.dumps(["a", "b"]))
-    assert missing_runs(store) == {"cells that are not described": (2, 2)}
+    assert runs_of_store(store).missing() == {"cells that are not described": (2, 2)}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Charts and HTML pages out of stored rows. Nothing here imports torch."""
 
 from recallzoo.report._audit import write_audit_report
+from recallzoo.report._sources import Runs, open_runs
 from recallzoo.report._write import write_report
 
-__all__ = ["write_audit_report", "write_report"]
+__all__ = ["Runs", "open_runs", "write_audit_report", "write_report"]

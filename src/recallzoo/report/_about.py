@@ -63,7 +63,7 @@ def _first_of_each_task(result: Result) -> list[dict[str, Any]]:
 
 def notes(found: list[Entry], missing: dict[str, tuple[int, int]]) -> list[str]:
     """Divergence, fallbacks, runs stopped early or missing: what changes how to read the page.
-    `missing` as `missing_runs` gives it."""
+    `missing` as `Runs.missing` gives it."""
     lines = []
     if missing:
         num_runs = sum(left for left, _ in missing.values())
@@ -131,18 +131,6 @@ def contracts(store: Store) -> list[dict[str, Any]]:
                 f"--mixer writes it anew."
             ) from error
     return found
-
-
-def missing_runs(store: Store) -> dict[str, tuple[int, int]]:
-    """By cell, how many of the runs planned in this folder are not finished, and of how many.
-    Cells without one are left out."""
-    planned = {run_hash: run["cell"] for run_hash, run in store.planned().items()}
-    for members in store.packs().values():  # of folders older than planned.json
-        for run_hash in members:
-            planned.setdefault(run_hash, "cells that are not described")
-    of = Counter(planned.values())
-    left = Counter(cell for run_hash, cell in planned.items() if not store.has(run_hash))
-    return {cell: (left[cell], of[cell]) for cell in of if left[cell]}
 
 
 def runs_table(found: list[Entry]) -> dict[str, Any]:

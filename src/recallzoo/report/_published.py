@@ -46,7 +46,7 @@ def published_rows(found: list[Entry]) -> list[dict[str, Any]]:
         rows[entry.panel, key] = {
             "source": "published",
             "panel": entry.panel,
-            "series": _series_of(found, entry),
+            "series": _series_of(found, entry.panel, point["mixer"]),
             "width": entry.width,
             "accuracy": point["accuracy"],
             "low": max(0.0, point["accuracy"] - point["uncertainty"]),
@@ -75,11 +75,10 @@ def _sees_all(entry: Entry) -> bool:
     return "base_conv" not in {mixer["name"] for mixer in entry.mixers} or LONG in sizes
 
 
-def _series_of(found: list[Entry], entry: Entry) -> str:
+def _series_of(found: list[Entry], panel: str, mixer: str) -> str:
     """One colour for a mixer's published points in a panel, whichever widths each series has."""
-    names = {mixer["name"] for mixer in entry.mixers}
     return next(
         other.series
         for other in found
-        if other.panel == entry.panel and {mixer["name"] for mixer in other.mixers} == names
+        if other.panel == panel and (_published_cell(other) or ("",))[0] == mixer
     )

@@ -1,15 +1,12 @@
 """From a results folder to a page and pictures."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from recallzoo.errors import UserError
 from recallzoo.files import atomic_file, write_text
-from recallzoo.report._about import contracts, how_made, missing_runs, notes, runs_table
+from recallzoo.report._about import how_made, notes, runs_table
 from recallzoo.report._accuracy import accuracy_figure, state_figure
 from recallzoo.report._charts import Figure, Look
 from recallzoo.report._entries import Entry, entries, labels_of, plain
@@ -17,7 +14,8 @@ from recallzoo.report._least import REACHED, has_several_widths, least_figure, l
 from recallzoo.report._page import chart_data, page
 from recallzoo.report._sensitivity import sensitivity_figure, sensitivity_table
 from recallzoo.report._slices import slice_figures
-from recallzoo.result import Result, SliceRow
+from recallzoo.report._sources import Runs, runs_of_store
+from recallzoo.result import SliceRow
 from recallzoo.store import Store
 
 FORMATS = ("html", "svg", "png")
@@ -25,7 +23,9 @@ SOLVED_ACCURACY = 0.99
 """Test accuracy from which a cell counts as solved."""
 
 
-def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def write_report(
+    runs: Store | Runs, out_folder: Path, formats: Sequence[str] = FORMATS
+) -> list[Path]:
     """Write `report.html` and each of its charts as SVG and PNG; return their paths.
 
     Raises UserError for a folder without finished runs, StoreError for a damaged one or where
@@ -33,28 +33,20 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
     """
     if out_folder.exists() and not out_folder.is_dir():
         raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
-    missing = missing_runs(store)
-    waiting = sum(left for left, _ in missing.values())
-    results = _read(store)
-    if not results:
-        hint = (
-            f"{waiting} runs are planned in it: finish them with the same recallzoo run command"
-            if waiting
-            else "train some first, for example with recallzoo run quickstart"
-        )
-        raise UserError(f"{store.folder} holds no finished runs to report on; {hint}.")
-    found = entries(results)
-    figures = draw(found, lambda run_hash: store.read(run_hash).rows)
+    if isinstance(runs, Store):
+        runs = runs_of_store(runs)
+    found = entries(runs.results)
+    figures = draw(found, runs.rows_of)
     written = write_figures(figures, out_folder, formats)
     if "html" in formats:
         named = {figure.name: figure for figure in figures}
         text = page(
             "report.html.j2",
-            name=plain(store.folder.resolve().name),
-            results=results,
+            name=plain(runs.name),
+            results=runs.results,
             models=sorted({entry.series for entry in found}),
             tasks=list(dict.fromkeys(entry.panel for entry in found)),
-            notes=[plain(note) for note in notes(found, missing)],
+            notes=[plain(note) for note in (*runs.remarks, *notes(found, runs.missing()))],
             verdict=_verdict(found),
             accuracy=named["accuracy"],
             learning_rate=named["learning_rate"],
@@ -69,8 +61,8 @@ def write_report(store: Store, out_folder: Path, formats: Sequence[str] = FORMAT
                 "least": least_table(found),
                 "runs": runs_table(found),
             },
-            contracts=contracts(store),
-            how_made=how_made(results, store.commands()),
+            contracts=runs.contracts,
+            how_made=how_made(runs.results, runs.commands),
         )
         write_text(out_folder / "report.html", text)
         written.insert(0, out_folder / "report.html")
@@ -113,10 +105,3 @@ def _verdict(found: list[Entry]) -> str:
     if not solved:
         return f"{most} in none of {len(found)} cells."
     return f"{most} in this many cells (a task and a width): {'; '.join(words)}."
-
-
-def _read(store: Store) -> list[Result]:
-    """All results, without the rows and metrics that would fill the memory."""
-    hashes = store.hashes()
-    progress = tqdm(hashes, desc="reading runs", unit="run", disable=None, delay=2, leave=False)
-    return [dataclasses.replace(store.read(h), rows=[], metrics=[]) for h in progress]

@@ -1,9 +1,17 @@
-"""Write the charts of a results folder, or of an audit, as one HTML file that works offline.
+"""Write the charts of results folders, or of an audit, as one HTML file that works offline.
+
+usage: recallzoo report FOLDER [--out DIR] [--formats ...]
+       recallzoo report FOLDER_OR_TABLE FOLDER_OR_TABLE... --out DIR
+
+Several are drawn as one: a sweep that was trained on several machines, or a table.parquet that
+someone published beside runs of your own. A run that several have counts once.
 
 examples:
   recallzoo report runs/quickstart
   recallzoo report runs/figure2 --out figures --formats html svg png
   recallzoo report audits/data-test
+  recallzoo report machine-a/runs machine-b/runs --out report
+  recallzoo report published/table.parquet runs/mine --out report
 """
 
 from dataclasses import dataclass
@@ -22,10 +30,11 @@ Format = Literal["html", "svg", "png"]
 class ReportOptions:
     """What to draw, and where to."""
 
-    folder: tyro.conf.Positional[Path]
-    """Folder that `recallzoo run` or `recallzoo audit` wrote."""
+    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders that `recallzoo run` wrote, or the table.parquet in one; or one folder that
+    `recallzoo audit` wrote."""
     out: Path | None = None
-    """Folder for the report; FOLDER/report if not given."""
+    """Folder for the report; FOLDER/report if not given, where there is one folder."""
     formats: tuple[Format, ...] = ("html", "svg", "png")
     """What to write: the HTML page, and its charts as SVG and PNG."""
 
@@ -38,15 +47,32 @@ def main(argv: list[str]) -> int:
             f"--formats names nothing to write. Give some of {', '.join(get_args(Format))}, or "
             f"leave it out for all."
         )
+    if not options.paths:
+        raise UserError(
+            "no folder is given to report on. Name one that recallzoo run or recallzoo audit "
+            "wrote: recallzoo report runs/quickstart"
+        )
     from recallzoo.evaluate.audit_store import SETTINGS
-    from recallzoo.report import write_audit_report, write_report
-    from recallzoo.store import Store
+    from recallzoo.report import open_runs, write_audit_report, write_report
 
-    out = options.out or options.folder / "report"
-    if (options.folder / SETTINGS).exists():
-        written = write_audit_report(options.folder, out, options.formats)
+    first, *others = options.paths
+    out = options.out
+    if out is None and not others and not first.is_file():
+        out = first / "report"
+    if out is None:
+        raise UserError(
+            "--out is wanted, the folder for the report: several results, or a table, have none "
+            "of their own."
+        )
+    audits = [path for path in options.paths if (path / SETTINGS).exists()]
+    if audits and others:
+        raise UserError(
+            f"{audits[0]} is an audit, of which each has a report of its own. Give it alone."
+        )
+    if audits:
+        written = write_audit_report(first, out, options.formats)
     else:
-        written = write_report(Store(options.folder, create=False), out, options.formats)
+        written = write_report(open_runs(options.paths), out, options.formats)
     for path in written:
         print(path)
     return 0
