@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from recallzoo.errors import StoreError, UserError
 from recallzoo.files import atomic_folder
-from recallzoo.mixers import Cache, MixerConfig
+from recallzoo.mixers import Cache, MixerConfig, copy_sources, located
 from recallzoo.model import LanguageModel, ModelConfig
 
 FORMAT_VERSION = 1
@@ -277,7 +277,8 @@ def _select(cache: Cache, rows: Tensor) -> Cache:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """The configuration that `describe` wrote. UserError for options of a newer version."""
+    """The configuration that `describe_model` wrote. UserError for options of a newer version, or a
+    mixer of a user's own whose file was not named."""
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     unknown = sorted(set(described) - known)
     if unknown:
@@ -286,10 +287,12 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
             f"{', '.join(unknown)}. Upgrade recallzoo."
         )
     mixers = tuple(
-        MixerConfig(
-            one["name"],
-            tuple((name, value) for name, value in one["options"]),
-            one.get("source_sha256"),
+        located(
+            MixerConfig(
+                one["name"],
+                tuple((name, value) for name, value in one["options"]),
+                one.get("source_sha256"),
+            )
         )
         for one in described["mixers"]
     )
@@ -311,10 +314,10 @@ def export(
     tokenizer_folder: Path | None = None,
 ) -> Path:
     """Write a model in Hugging Face form, all of it or nothing; one that is there is replaced."""
-    from recallzoo.run import describe
+    from recallzoo.run import describe_model
 
     hf = RecallzooConfig(
-        model=describe(config), vocab_size=vocab_size, max_position_embeddings=context
+        model=describe_model(config), vocab_size=vocab_size, max_position_embeddings=context
     )
     hf.architectures = [RecallzooForCausalLM.__name__]
     hf.auto_map = {
@@ -328,6 +331,7 @@ def export(
     with atomic_folder(folder, replace=True) as temporary:
         with _without_progress_bar():
             model.save_pretrained(temporary)
+        copy_sources(config.mixers, temporary)
         (temporary / f"{REMOTE_MODULE}.py").write_text(REMOTE_CODE, encoding="utf-8")
         if tokenizer_folder is not None:
             for file in sorted(tokenizer_folder.iterdir()):

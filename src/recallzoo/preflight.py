@@ -22,8 +22,7 @@ def check_runs(runs: list[Run]) -> None:
     or cannot read its task; ContractViolation where it is a user's own mixer that fails."""
     _refuse_duplicates(runs)
     for run in runs:
-        data = run.data
-        _refuse_unbuildable(run.model, run.model_label, data.max_seq_len, data.num_streams)
+        check_model(run.model, run.model_label, run.data.max_seq_len, run.data.num_streams)
 
 
 def _refuse_duplicates(runs: list[Run]) -> None:
@@ -41,9 +40,9 @@ def _refuse_duplicates(runs: list[Run]) -> None:
 
 
 @functools.cache  # the command asks before it writes, the sweep before it trains
-def _refuse_unbuildable(
-    config: ModelConfig, label: str, max_seq_len: int, num_streams: int
-) -> None:
+def check_model(config: ModelConfig, label: str, max_seq_len: int, num_streams: int = 1) -> None:
+    """Raise InvalidConfig for a model that cannot be built or cannot read its task,
+    ContractViolation where it is a user's own mixer that fails."""
     own = [mixer.name for mixer in config.mixers if mixer.source_sha256 is not None]
     try:
         with torch.random.fork_rng(devices=[]):

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recallzoo.errors import InvalidConfig, UnknownName
-from recallzoo.mixers import MixerConfig, mixer
+from recallzoo.mixers import MixerConfig, mixer, mixer_class
 from recallzoo.model import LanguageModel, ModelConfig, place
 
 GPT2_VOCAB_SIZE = 50_257
@@ -110,6 +110,30 @@ class Preset:
             base=base,
             special_layers=special,
             context=context or self.context,
+            paper_parameters=None,
+        )
+
+    def with_mixer(self, config: MixerConfig) -> "Preset":
+        """The preset with another mixer: in a hybrid's special layers, in any other's all layers.
+        InvalidConfig for RWKV, whose layers are time and channel mixing in turn."""
+        if any("layer_index" in dict(m.options) for m in self.model.mixers):
+            raise InvalidConfig(
+                f"{self.name} has time mixing and channel mixing in turn, so that a mixer has no "
+                f"place of its own there. Choose another model, attention-70m for example."
+            )
+        if not getattr(mixer_class(config.name), "causal", True):
+            raise InvalidConfig(
+                f"{config.name} says of itself that it is not causal: a language model that sees "
+                f"what comes next has a loss that means nothing."
+            )
+        mixers = (config,)
+        if self.special_layers:
+            layers = self.model.num_layers
+            mixers = place(self.base, config, layers, layers=self.special_layers)
+        return replace(
+            self,
+            name=f"{self.name} with {config}",
+            model=replace(self.model, mixers=mixers),
             paper_parameters=None,
         )
 

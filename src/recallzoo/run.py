@@ -123,10 +123,8 @@ class Run:
     def config(self) -> dict[str, Any]:
         """All of the run as plain JSON values, without its label, and without the folder that a
         user's mixer lies in: the file's content is named by its hash."""
-        described = describe(self)
+        described = {**describe(self), "model": describe_model(self.model)}
         del described["label"]
-        for described_mixer in described["model"]["mixers"]:
-            described_mixer["name"] = without_folder(described_mixer["name"])
         return {"run_version": RUN_VERSION, **described}
 
     @functools.cached_property
@@ -171,6 +169,14 @@ def describe(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a run cannot hold {type(value).__name__}: {value!r}")
+
+
+def describe_model(model: ModelConfig) -> dict[str, Any]:
+    """A model as plain JSON values, without the folder that a user's mixer lies in."""
+    described = describe(model)
+    for mixer in described["mixers"]:
+        mixer["name"] = without_folder(mixer["name"])
+    return described
 
 
 def without_folder(mixer_name: str) -> str:

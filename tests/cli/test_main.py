@@ -15,11 +15,11 @@ from recallzoo.errors import StoreError, UserError
 OPTIONS = {
     "run": "checkpoint-seconds device devices dry-run executor help max-pack-size minutes "
     "mixer out packs-per-device ray-address",
-    "export": "data help out overwrite step",
+    "export": "data help mixer out overwrite step",
     "pretrain": (
         "beta checkpoint-activations compile context cut-rates d-model data device epochs "
         "final-learning-rate global-batch help keep-checkpoints learning-rate log-seconds "
-        "max-grad-norm micro-batch no-export no-verify-data num-layers out parallel "
+        "max-grad-norm micro-batch mixer no-export no-verify-data num-layers out parallel "
         "precision repeat-data save-every save-minutes seed steps stop-after-minutes "
         "tensorboard tokens valid-contexts valid-every wandb warmup weight-decay"
     ),
@@ -31,7 +31,7 @@ OPTIONS = {
     "text-documents text-field tokenizer tokenizer-sample-bytes train valid valid-fraction "
     "vocab-size workers",
     "audit": "batch-size bos context counts cut-rates data device documents dtype formats help "
-    "json max-tokens out overwrite passages reference resamples seed split stride",
+    "json max-tokens mixer out overwrite passages reference resamples seed split stride",
 }
 """The options of each command. The command line stays small: think twice before adding one."""
 

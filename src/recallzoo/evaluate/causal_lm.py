@@ -20,6 +20,7 @@ from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.evaluate.audit_options import DtypeName
 from recallzoo.evaluate.audit_store import valid_name
 from recallzoo.files import read_json
+from recallzoo.mixers import MixerConfig, located
 from recallzoo.text import tokenizer_hash
 from recallzoo.text._checksums import digest_of, sha256_of
 from recallzoo.text.tokenizer import Encoder, load_encoder
@@ -78,8 +79,9 @@ def find_model(given: str) -> ModelSource:
     given  a folder (of a model, or of a finished `recallzoo pretrain` run) or hub name, or
            NAME=FOLDER to call it something else.
 
-    Raises UserError where there is none, it has no safetensors weights, no tokenizer, or a
-    library is missing; StoreError for a damaged config.json.
+    Raises UserError where there is none, it has no safetensors weights, no tokenizer, a mixer of
+    its author's own whose file was not named, or a library is missing; StoreError for a damaged
+    config.json.
     """
     require_libraries()
     name, path = split_name(given)
@@ -87,6 +89,7 @@ def find_model(given: str) -> ModelSource:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise StoreError(f"{folder / 'config.json'} holds no object: it is damaged.")
+    _require_named_mixers(config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt")))
@@ -220,6 +223,15 @@ def require_ids(source: ModelSource, model: nn.Module, largest_id: int) -> None:
             f"the text has token id {largest_id}, past the {size:,} ids of {source.name}. Its "
             f"tokenizer has more tokens than its weights: was the model trained with another one?"
         )
+
+
+def _require_named_mixers(config: dict[str, Any]) -> None:
+    """`located` for the mixers of a recallzoo model, before anything takes time."""
+    described = config.get("model") if config.get("model_type") == "recallzoo" else None
+    mixers = described.get("mixers") if isinstance(described, dict) else None
+    for one in mixers if isinstance(mixers, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("name"), str):
+            located(MixerConfig(one["name"], (), one.get("source_sha256")))
 
 
 def _folder_of(path: str) -> Path:

@@ -12,6 +12,7 @@ from recallzoo.mixers._contract import (
     select_positions,
     state_size,
 )
+from recallzoo.mixers._own import copy_sources, located, use_mixer
 from recallzoo.options import OptionValue
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "OptionValue",
     "ParameterRule",
     "cache_parts",
+    "copy_sources",
+    "located",
     "mixer",
     "mixer_class",
     "option_types",
@@ -30,4 +33,5 @@ __all__ = [
     "registry",
     "select_positions",
     "state_size",
+    "use_mixer",
 ]

@@ -136,9 +136,8 @@ def _import_file(path: Path) -> types.ModuleType:
     if not path.is_file():
         raise UserError(f"there is no file {path}. Give the mixer as path/to/file.py:Class.")
     source = path.read_bytes()
-    module_name = (
-        f"recallzoo_user_{hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:12]}"
-    )
+    # By content: a copy elsewhere is the same module, so what it registers is registered once.
+    module_name = f"recallzoo_user_{hashlib.sha256(source).hexdigest()[:12]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     path = path.resolve()

@@ -4,7 +4,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -23,6 +23,9 @@ class PretrainOptions:
     out: Path
     """Folder of this run. If it holds the same run unfinished, training goes on there."""
 
+    mixer: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:CLASS")] = None
+    """A mixer of your own in place of the preset's: in the special layers of a hybrid
+    (base_conv_...), in all layers of any other."""
     d_model: int | None = None
     """Width in place of the preset's."""
     num_layers: int | None = None

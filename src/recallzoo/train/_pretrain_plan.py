@@ -11,8 +11,10 @@ from typing import Any
 
 from recallzoo.errors import StoreError, UserError
 from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, write_json
+from recallzoo.mixers import use_mixer
+from recallzoo.preflight import check_model
 from recallzoo.presets import Preset, preset
-from recallzoo.run import describe
+from recallzoo.run import describe_model
 from recallzoo.text import Contexts, TokenData, open_data
 from recallzoo.train._pretrain_options import PretrainOptions
 
@@ -53,6 +55,9 @@ def make_plan(options: PretrainOptions) -> Plan:
     """Choose everything that is not given. Raises UserError for what contradicts itself or the
     data, StoreError for data that is damaged."""
     chosen = preset(options.preset).resized(options.d_model, options.num_layers, options.context)
+    if options.mixer is not None:
+        chosen = chosen.with_mixer(use_mixer(options.mixer))
+        check_model(chosen.model, chosen.name, chosen.context)
     data = open_data(options.data)
     if "train" not in data.splits:
         raise UserError(f"{options.data} has no training split. Prepare it with --train.")
@@ -65,7 +70,7 @@ def make_plan(options: PretrainOptions) -> Plan:
     config = {
         "run_version": RUN_VERSION,
         "preset": chosen.name,
-        "model": describe(chosen.model),
+        "model": describe_model(chosen.model),
         "data": {
             "corpus": data.name,
             "tokenizer_hash": data.tokenizer_hash,
@@ -212,7 +217,9 @@ def _compared(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> 
 
 
 def _short(mixers: Any) -> str:
-    return ", ".join(dict.fromkeys(one["name"] for one in mixers or ()))
+    sources = ((one["name"], one.get("source_sha256")) for one in mixers or ())
+    names = (f"{name} (sha256 {sha[:12]})" if sha else name for name, sha in sources)
+    return ", ".join(dict.fromkeys(names))
 
 
 def _kind_of_difference(there: dict[str, Any], here: dict[str, Any]) -> str:

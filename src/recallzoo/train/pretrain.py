@@ -32,6 +32,7 @@ from recallzoo.devices import SLOW_BFLOAT16, emulates_bfloat16, is_out_of_memory
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
 from recallzoo.interrupts import allow
+from recallzoo.mixers import copy_sources
 from recallzoo.options import fits
 from recallzoo.provenance import environment
 from recallzoo.text import open_data
@@ -168,6 +169,7 @@ class _Run:
             open_run(options.out, plan)
             held.enter_context(alone(options.out, self.progress.warned))
             remove_leftovers(options.out)
+            copy_sources(plan.preset.model.mixers, options.out, use=True)
             if options.verify_data:
                 open_data(options.data, verify=True)
             sinks = open_sinks(options.out, options.wandb, options.tensorboard, plan.config)

@@ -22,7 +22,7 @@ examples:
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -39,6 +39,11 @@ class Options(AuditOptions):
     models: tyro.conf.Positional[tuple[str, ...]]
     """Models to audit: folders or hub names with safetensors weights; NAME=FOLDER names one."""
     part_tokens: tyro.conf.Suppress[int] = AuditOptions.part_tokens
+    mixer: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE.py:CLASS")
+    ] = ()
+    """The file of a mixer of someone's own that a model was trained with: its code is run. Give it
+    again for another one."""
     json: bool = False
     """Print audit.json and the summary as JSON, for programs."""
     formats: tuple[Format, ...] = ("html",)
@@ -55,6 +60,11 @@ def main(argv: list[str]) -> int:
     from recallzoo.cli._audit_tables import print_json, print_tables
     from recallzoo.evaluate.audit import audit
 
+    if options.mixer:
+        from recallzoo.mixers import use_mixer
+
+        for name in options.mixer:
+            use_mixer(name)
     finished = audit(options)
     if options.json:
         print_json(finished, sys.stdout)

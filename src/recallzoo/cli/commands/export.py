@@ -11,6 +11,7 @@ examples:
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -29,6 +30,8 @@ class ExportOptions:
     """Step of the checkpoint; the last one if not given."""
     data: Path | None = None
     """Prepared data whose tokenizer is copied along, for a run without OUT/model."""
+    mixer: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:CLASS")] = None
+    """The file of a mixer of your own, for a run that was trained with it."""
     overwrite: bool = False
     """Replace a model that was exported there before."""
 
@@ -36,8 +39,11 @@ class ExportOptions:
 def main(argv: list[str]) -> int:
     """`recallzoo export`."""
     options = parse(ExportOptions, argv, "export", __doc__)
+    from recallzoo.mixers import use_mixer
     from recallzoo.train.exporting import export_run
 
+    if options.mixer is not None:
+        use_mixer(options.mixer)
     step = export_run(
         options.run,
         options.out,

@@ -8,10 +8,15 @@ was interrupted goes on where its last checkpoint stands: run the same command o
 another number of processes. Models with equal --context, --global-batch and --seed see equal data
 in equal order.
 
+A mixer of your own (--mixer) stands in place of the model's: in the special layers of a hybrid
+(base_conv_attention-70m: one of twelve), in all layers of any other (attention-70m). It is first
+checked, as by recallzoo run. To audit or export the model its file has to be named again.
+
 examples:
   recallzoo pretrain attention-125m --data DATA --out runs/attention-125m
   recallzoo pretrain hyena-70m --data DATA --out runs/hyena --tokens 300e6 --learning-rate 1e-3
   recallzoo pretrain attention-70m --data DATA --out runs/small --num-layers 2 --context 512
+  recallzoo pretrain attention-70m --mixer my_mixer.py:MyMixer --data DATA --out runs/mine
   torchrun --nproc-per-node 8 -m recallzoo pretrain hyena-1.4b --parallel fsdp \\
       --checkpoint-activations --data DATA --out runs/hyena-1.4b
 """
@@ -26,10 +31,18 @@ from recallzoo.train._pretrain_options import PretrainOptions
 def main(argv: list[str]) -> int:
     """`recallzoo pretrain`."""
     options = parse(PretrainOptions, argv, "pretrain", __doc__)
+    is_first = not int(os.environ.get("RANK", 0))
+    from recallzoo.train._pretrain_plan import RUN_FILE, make_plan
     from recallzoo.train.pretrain import pretrain
 
+    if options.mixer is not None and is_first and not (options.out / RUN_FILE).exists():
+        from recallzoo.cli._user_mixer import check_for_text
+
+        make_plan(options)  # refuses, before the checks take their time, what it would after them
+        check_for_text(options.mixer, options.precision)
+
     summary = pretrain(options)
-    if int(os.environ.get("RANK", 0)):
+    if not is_first:
         return 0
     valid = summary["valid"] or {}
     losses = []

@@ -1,0 +1,181 @@
+"""A user's own mixer in a language model: trained, exported, audited, and never run unasked."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import require_mistake
+
+from recallzoo.cli import main
+from recallzoo.errors import InvalidConfig, UserError
+from recallzoo.files import read_json, write_json
+from recallzoo.hub import RecallzooForCausalLM
+from recallzoo.mixers import MixerConfig, _own, mixer, use_mixer
+from recallzoo.presets import preset
+from recallzoo.train._pretrain_engine import Engine
+from tests.train.pretraining import small_data
+
+FILE = Path(__file__).parent / "mixers" / "ema.py"
+MEAN = f"{FILE}:RunningMean"
+SMALL = ("--d-model", 64, "--num-layers", 3, "--context", 16, "--global-batch", 4, "--steps", 2,
+         "--valid-every", 0, "--precision", "fp32", "--device", "cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return small_data(tmp_path_factory.mktemp("own") / "data")
+
+
+@pytest.fixture(autouse=True)
+def nothing_named(monkeypatch):
+    """As in a process of its own."""
+    monkeypatch.setattr(_own, "_named", {})
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    """A finished run of a hybrid with the mixer in its special layer."""
+    out = tmp_path_factory.mktemp("own") / "run"
+    words = ("pretrain", "base_conv_attention-70m", "--mixer", MEAN, "--data", data, "--out", out)
+    assert main([str(word) for word in (*words, *SMALL)]) == 0
+    return out
+
+
+def test_it_is_trained_in_the_special_layers_and_exported_with_its_file(run):
+    described = read_json(run / "pretrain.json")["model"]["mixers"]
+    assert [one["name"] for one in described] == ["base_conv", "ema.py:RunningMean", "base_conv"]
+    assert read_json(run / "model" / "config.json")["model"]["mixers"] == described
+    assert (run / "model" / "ema.py").read_bytes() == FILE.read_bytes()
+
+
+def test_its_file_may_be_worked_on_while_a_model_trains(data, tmp_path, monkeypatch):
+    """The export at the end is of what was trained."""
+    file = shutil.copyfile(FILE, tmp_path / "mine.py")
+    step = Engine.update
+
+    def edited(self: Engine, at: int) -> float:
+        file.write_text("x = 1\n")
+        return step(self, at)
+
+    monkeypatch.setattr(Engine, "update", edited)
+    out = tmp_path / "run"
+    words = ("pretrain", "attention-70m", "--mixer", f"{file}:RunningMean", "--data", data)
+    assert main([str(word) for word in (*words, "--out", out, *SMALL)]) == 0
+    assert (out / "model" / "mine.py").read_bytes() == FILE.read_bytes()
+    use_mixer(f"{out / 'mine.py'}:RunningMean")
+    RecallzooForCausalLM.from_pretrained(out / "model")
+
+
+def test_an_audit_wants_its_file_named_and_then_has_losses(run_cli, run, data, tmp_path):
+    call = ("audit", run, "--data", data, "--context", 16, "--resamples", 20, "--split", "valid")
+    outcome = run_cli(*call, "--out", tmp_path / "a")
+    require_mistake(outcome, "ema.py:RunningMean", "is not run", "--mixer path/to/ema.py:")
+    assert not (tmp_path / "a").exists()
+    outcome = run_cli(*call, "--out", tmp_path / "a", "--mixer", MEAN)
+    assert outcome.code == 0, outcome.err
+    assert "perplexity" in outcome.out
+
+
+def test_a_loaded_model_computes_what_was_trained(run):
+    with pytest.raises(UserError, match="use_mixer in Python"):
+        RecallzooForCausalLM.from_pretrained(run / "model")
+    use_mixer(MEAN)
+    model = RecallzooForCausalLM.from_pretrained(run / "model").eval()
+    tokens = torch.arange(12)[None]
+    whole = model(tokens).logits
+    steps = model(tokens, use_cache=True).logits
+    # float32, in another order of sums
+    torch.testing.assert_close(steps[:, -1], whole[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_wants_its_file_named(run_cli, run, tmp_path):
+    require_mistake(run_cli("export", run, "--out", tmp_path / "m"), "ema.py:RunningMean")
+    assert not (tmp_path / "m").exists()
+    outcome = run_cli("export", run, "--out", tmp_path / "m", "--mixer", MEAN)
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_file_of_another_content_is_not_taken_for_it(run, tmp_path):
+    other = tmp_path / "ema.py"
+    other.write_text(FILE.read_text() + "# changed\n")
+    use_mixer(f"{other}:RunningMean")
+    with pytest.raises(UserError, match="was given, but its content is another"):
+        RecallzooForCausalLM.from_pretrained(run / "model")
+
+
+def test_a_run_does_not_go_on_with_a_changed_file(run_cli, run, data, tmp_path):
+    changed = tmp_path / "ema.py"
+    changed.write_text(FILE.read_text() + "# changed\n")
+    words = ("pretrain", "base_conv_attention-70m", "--data", data, "--out", run, *SMALL)
+    outcome = run_cli(*words, "--mixer", f"{changed}:RunningMean")
+    require_mistake(outcome, "another run of another model", "sha256")
+
+
+@pytest.mark.parametrize("sha", [None, "0" * 64])
+def test_a_folder_of_weights_cannot_choose_code_to_run(run, tmp_path, sha):
+    """Its config names a file that is there, with or without a hash."""
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = read_json(folder / "config.json")
+    for one in config["model"]["mixers"]:
+        one.update(name=f"{trap}:Trap", source_sha256=sha)
+    write_json(folder / "config.json", config)
+    with pytest.raises(UserError, match="code that comes with a model is not run"):
+        RecallzooForCausalLM.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "words"),
+    [
+        (f"{FILE}:Leaking", "attention-70m", ("causal in training", "Nothing was trained")),
+        (f"{FILE}:Nothing", "attention-70m", ("no torch.nn.Module in", "'Nothing'")),
+        ("attention", "attention-70m", ("attention is no file", "path/to/file.py:Class")),
+        ("nowhere.py:X", "attention-70m", ("there is no file nowhere.py",)),
+        (MEAN, "rwkv-70m", ("time mixing and channel mixing", "attention-70m")),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    run_cli, data, tmp_path, name, model, words
+):
+    out = tmp_path / "o"
+    outcome = run_cli("pretrain", model, "--mixer", name, "--data", data, "--out", out, *SMALL)
+    assert outcome.code == 2
+    for word in words:
+        assert word in outcome.err
+    assert not out.exists()
+
+
+def test_one_that_does_not_work_in_bfloat16_wants_another_precision(run_cli, data, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        FILE.read_text()
+        + "\n\nclass Float32Only(RunningMean):\n"
+        + "    def forward(self, x):\n"
+        + "        if torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32:\n"
+        + "            raise TypeError('float32 alone')\n"
+        + "        return super().forward(x)\n"
+    )
+    words = ("--mixer", f"{file}:Float32Only", "--data", data, "--out", tmp_path / "o", *SMALL)
+    outcome = run_cli("pretrain", "attention-70m", *words, "--precision", "bf16")
+    assert outcome.code == 2
+    assert "does not work in bfloat16" in outcome.err
+    assert "--precision fp32" in outcome.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_it_stands_in_all_layers_of_a_model_that_is_no_hybrid():
+    config = mixer(MEAN, decay=0.5)
+    changed = preset("base_conv-70m").with_mixer(config)
+    assert set(changed.model.layer_mixers()) == {config}
+    assert changed.name == "base_conv-70m with RunningMean(decay=0.5)"
+    hybrid = preset("base_conv_lookup-125m").with_mixer(config)
+    places = [i for i, one in enumerate(hybrid.model.layer_mixers()) if one == config]
+    assert places == list(preset("base_conv_lookup-125m").special_layers)
+
+
+def test_one_that_says_that_it_looks_ahead_is_refused():
+    with pytest.raises(InvalidConfig, match="it is not causal"):
+        preset("attention-70m").with_mixer(MixerConfig("selective_attention_topk"))
