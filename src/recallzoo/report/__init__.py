@@ -2,6 +2,14 @@
 
 from recallzoo.report._audit import write_audit_report
 from recallzoo.report._sources import Runs, open_runs
+from recallzoo.report._training import is_training, write_training_report
 from recallzoo.report._write import write_report
 
-__all__ = ["Runs", "open_runs", "write_audit_report", "write_report"]
+__all__ = [
+    "Runs",
+    "is_training",
+    "open_runs",
+    "write_audit_report",
+    "write_report",
+    "write_training_report",
+]

@@ -22,6 +22,7 @@ examples:
 """
 
 import os
+import shlex
 import sys
 
 from recallzoo.cli._options import parse
@@ -67,5 +68,6 @@ def main(argv: list[str]) -> int:
         print(f"note: {note}")
     if summary["status"] == "finished" and (options.out / "model").exists():
         print(f"model: {options.out / 'model'}")
+    print(f"charts: recallzoo report {shlex.quote(str(options.out))}")
     sys.stdout.flush()
     return 0

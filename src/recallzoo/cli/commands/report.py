@@ -1,10 +1,11 @@
-"""Write the charts of results folders, or of an audit, as one HTML file that works offline.
+"""Write the charts of results, of an audit, or of pretraining, as one HTML file that works offline.
 
 usage: recallzoo report FOLDER [--out DIR] [--formats ...]
        recallzoo report FOLDER_OR_TABLE FOLDER_OR_TABLE... --out DIR
 
 Several are drawn as one: a sweep that was trained on several machines, or a table.parquet that
-someone published beside runs of your own. A run that several have counts once.
+someone published beside runs of your own. A run that several have counts once. Of pretraining
+runs, finished or not, curves stand side by side: loss on AR hits and on other tokens over training.
 
 examples:
   recallzoo report runs/quickstart
@@ -12,6 +13,7 @@ examples:
   recallzoo report audits/data-test
   recallzoo report machine-a/runs machine-b/runs --out report
   recallzoo report published/table.parquet runs/mine --out report
+  recallzoo report runs/attention-70m runs/hyena-70m --out report
 """
 
 from dataclasses import dataclass
@@ -31,8 +33,8 @@ class ReportOptions:
     """What to draw, and where to."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders that `recallzoo run` wrote, or the table.parquet in one; or one folder that
-    `recallzoo audit` wrote."""
+    """Folders that `recallzoo run` wrote, or the table.parquet in one; folders of `recallzoo
+    pretrain`; or one that `recallzoo audit` wrote."""
     out: Path | None = None
     """Folder for the report; FOLDER/report if not given, where there is one folder."""
     formats: tuple[Format, ...] = ("html", "svg", "png")
@@ -53,7 +55,13 @@ def main(argv: list[str]) -> int:
             "wrote: recallzoo report runs/quickstart"
         )
     from recallzoo.evaluate.audit_store import SETTINGS
-    from recallzoo.report import open_runs, write_audit_report, write_report
+    from recallzoo.report import (
+        is_training,
+        open_runs,
+        write_audit_report,
+        write_report,
+        write_training_report,
+    )
 
     first, *others = options.paths
     out = options.out
@@ -69,7 +77,16 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"{audits[0]} is an audit, of which each has a report of its own. Give it alone."
         )
-    if audits:
+    trainings = [path for path in options.paths if is_training(path)]
+    if trainings and len(trainings) < len(options.paths):
+        other = next(path for path in options.paths if path not in trainings)
+        raise UserError(
+            f"{trainings[0]} is a pretraining run and {other} is none. A report is of either: "
+            f"give them in two commands."
+        )
+    if trainings:
+        written = write_training_report(trainings, out, options.formats)
+    elif audits:
         written = write_audit_report(first, out, options.formats)
     else:
         written = write_report(open_runs(options.paths), out, options.formats)
