@@ -16,7 +16,7 @@ from recallzoo.cli._outcome import print_table
 from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_report
 from recallzoo.report._about import contracts, notes, runs_table
-from recallzoo.report._accuracy import accuracy_figure, run_row
+from recallzoo.report._accuracy import _label_at, accuracy_figure, run_row
 from recallzoo.report._charts import Look
 from recallzoo.report._entries import colours, entries, labels_of
 from recallzoo.report._page import json_for_script
@@ -278,6 +278,23 @@ def test_bars_of_one_width_stand_in_the_order_of_the_numbers_in_their_names():
     figure = accuracy_figure(found, Look.of(labels_of(found)))
     order = figure.spec["spec"]["layer"][0]["encoding"]["y"]["sort"]
     assert order == ["learned, k = 8", "learned, k = 16", "learned, k = 128"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "high", "diamond", "at"),
+    [
+        (0.04, 0.05, None, 0.05),
+        (0.04, 0.05, 0.14, 0.14),
+        (0.04, 0.05, 0.7, 0.05),
+        (0.9, 0.95, 0.8, 0.8),
+        (0.9, 0.95, 0.99, 0.85),
+    ],
+)
+def test_the_number_of_a_bar_is_not_written_over_its_spread_or_a_published_point(
+    accuracy, high, diamond, at
+):
+    row = {"accuracy": accuracy, "low": 2 * accuracy - high, "high": high}
+    assert _label_at(row, diamond) == pytest.approx(at)
 
 
 def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):

@@ -15,6 +15,8 @@ HOW = (
     "one solved the task and the others stopped); mean over seeds, with a bar from the lowest to "
     "the highest seed."
 )
+LABEL_WIDTH = 0.17
+"""Of a number beside a bar, as a share of the axis."""
 RUN_FIELDS = (
     ("series", "model"),
     ("panel", "task"),
@@ -115,6 +117,12 @@ def _over_models(rows: list[dict[str, Any]], look: Look, published: list[Any]) -
     )
     base = alt.Chart().encode(y=y).transform_filter(ours)
     inside = alt.datum.accuracy > 0.5
+    diamonds = {(r["panel"], r["series"]): r["accuracy"] for r in published}
+    rows = [
+        {**row, "label_at": _label_at(row, diamonds.get((row["panel"], row["series"])))}
+        for row in rows
+    ]
+    label_x = alt.X("label_at:Q", title=f"test accuracy at width {width}")
     layers = [
         base.mark_bar(height={"band": 0.62}).encode(
             x=x, color=look.colour(legend=False), tooltip=tooltip(*RUN_FIELDS)
@@ -122,10 +130,10 @@ def _over_models(rows: list[dict[str, Any]], look: Look, published: list[Any]) -
         base.mark_rule(strokeWidth=1.5, color="#1f2933").encode(x=alt.X("low:Q"), x2="high:Q"),
         base.transform_filter(inside)
         .mark_text(align="right", dx=-8, fontWeight=600, fontSize=12, color="white")
-        .encode(x=x, text=alt.Text("accuracy:Q", format=".3f")),
+        .encode(x=label_x, text=alt.Text("accuracy:Q", format=".3f")),
         base.transform_filter(~inside)
-        .mark_text(align="left", dx=8, fontWeight=600, fontSize=12, color="#1f2933")
-        .encode(x=x, text=alt.Text("accuracy:Q", format=".3f")),
+        .mark_text(align="left", dx=10, fontWeight=600, fontSize=12, color="#1f2933")
+        .encode(x=label_x, text=alt.Text("accuracy:Q", format=".3f")),
     ]
     if published:
         layers.append(
@@ -144,6 +152,16 @@ def _over_models(rows: list[dict[str, Any]], look: Look, published: list[Any]) -
         height=max(70, 36 * num_series),
         pick=False,
     )
+
+
+def _label_at(row: dict[str, Any], diamond: float | None) -> float:
+    """Where a bar's number begins, or, written within the bar, ends: past the spread over seeds,
+    and past a published point that it would be written over."""
+    if row["accuracy"] > 0.5:
+        left = min(row["low"], row["accuracy"])
+        return diamond if diamond is not None and left - LABEL_WIDTH < diamond <= left else left
+    right = max(row["high"], row["accuracy"])
+    return diamond if diamond is not None and right <= diamond < right + LABEL_WIDTH else right
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
