@@ -24,9 +24,9 @@ from recallzoo.mixers import MixerConfig, located
 from recallzoo.text import tokenizer_hash
 from recallzoo.text._checksums import digest_of, sha256_of
 from recallzoo.text.tokenizer import Encoder, load_encoder
+from recallzoo.train._pretrain_log import RUN_FILE
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-PRETRAINING_RUN = "pretrain.json"
 """What the folder of a `recallzoo pretrain` run holds; its model is in `model/`."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.model",
@@ -238,7 +238,7 @@ def _folder_of(path: str) -> Path:
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    if (folder / PRETRAINING_RUN).is_file():
+    if (folder / RUN_FILE).is_file():
         if (folder / "model" / "config.json").is_file():
             return folder / "model"
         raise UserError(

@@ -40,7 +40,7 @@ def how_made(results: list[Result], commands: list[str]) -> list[tuple[str, list
     rows += [
         (title, values)
         for title, name in facts.items()
-        if (values := _counted(_words(r.provenance.get(name)) for r in results))
+        if (values := counted(_words(r.provenance.get(name)) for r in results))
     ]
     tasks = (
         f"{s['task']['task']} version {s['task']['task_version']}"
@@ -50,7 +50,7 @@ def how_made(results: list[Result], commands: list[str]) -> list[tuple[str, list
     rows.append(("tasks", sorted(set(tasks))))
     rows.append(("seeds of the runs", [_listed({r.config["seed"] for r in results})]))
     rows.append(("seeds of the data", [_listed({r.config["data"]["seed"] for r in results})]))
-    rows.append(("arithmetic", _counted(r.config["precision"] for r in results)))
+    rows.append(("arithmetic", counted(r.config["precision"] for r in results)))
     seconds = sum(result.train_seconds for result in results)
     rows.append(("training time of all runs", [_duration(seconds)]))
     return rows
@@ -216,7 +216,8 @@ def _statuses(results: Iterable[Result]) -> str:
     )
 
 
-def _counted(values: Iterable[str]) -> list[str]:
+def counted(values: Iterable[str]) -> list[str]:
+    """Each value with the number of runs behind it, where there are several values."""
     counts = Counter(value for value in values if value)
     if len(counts) == 1:
         return list(counts)

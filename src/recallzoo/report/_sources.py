@@ -58,7 +58,7 @@ def open_runs(paths: Sequence[Path]) -> Runs:
     """
     parts = [
         runs_of_table(path)
-        if path.suffix == TABLE_ENDING
+        if path.suffix == TABLE_ENDING and not path.is_dir()
         else runs_of_store(Store(path, create=False))
         for path in paths
     ]

@@ -2,9 +2,9 @@
 
 import re
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import altair as alt
 
 from recallzoo.errors import StoreError, UserError
 from recallzoo.files import read_json, write_text
+from recallzoo.report._about import counted
 from recallzoo.report._charts import Figure, Look, faceted, fading, tooltip
 from recallzoo.report._entries import plain
 from recallzoo.report._page import chart_data, page
 from recallzoo.report._write import FORMATS, write_figures
-from recallzoo.train._pretrain_log import read_metrics
+from recallzoo.train._pretrain_log import RUN_FILE, SUMMARY, read_metrics
 
-RUN, SUMMARY = "pretrain.json", "summary.json"
 MOST_POINTS = 300
 """Of a curve; more steps are drawn as that many stretches of equal length."""
 _BY_CUT = re.compile(r"valid_(ar_hit|other)_(\d+)_loss_nats")
@@ -46,16 +46,16 @@ class Training:
         order = self.config["order"]
         return order["context"] * order["global_batch"]
 
-    @property
+    @cached_property
     def steps(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if "loss_nats" in line]
 
-    @property
+    @cached_property
     def looks(self) -> list[dict[str, Any]]:
         """At the validation split."""
         return [line for line in self.lines if "valid_loss_nats" in line]
 
-    @property
+    @cached_property
     def cuts(self) -> list[int]:
         """Most training occurrences of an AR hit's pair, ascending."""
         names = {name for line in self.looks for name in line}
@@ -64,7 +64,7 @@ class Training:
 
 def is_training(folder: Path) -> bool:
     """Whether a folder is the --out of `recallzoo pretrain`."""
-    return (folder / RUN).is_file()
+    return (folder / RUN_FILE).is_file()
 
 
 def write_training_report(
@@ -109,7 +109,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Training:
-    config = read_json(folder / RUN)
+    config = read_json(folder / RUN_FILE)
     path = folder / SUMMARY
     summary = read_json(path) if path.exists() else None
     try:
@@ -121,7 +121,7 @@ def _read(folder: Path, name: str) -> Training:
         known = False
     if not known or not (summary is None or isinstance(summary, dict)):
         raise StoreError(
-            f"{folder / RUN} or {path.name} beside it is damaged: it does not say what a "
+            f"{folder / RUN_FILE} or {path.name} beside it is damaged: it does not say what a "
             f"pretraining run says. Put it back as it was."
         )
     run = Training(name, config, read_metrics(folder), summary)
@@ -334,11 +334,4 @@ def _how_made(runs: list[Training]) -> list[tuple[str, list[str]]]:
             ("device", known.get("device")),
         ):
             facts.setdefault(title, []).extend([plain(str(value))] * (value is not None))
-    return [(title, _counted(values)) for title, values in facts.items() if values]
-
-
-def _counted(values: list[str]) -> list[str]:
-    counts = Counter(values)
-    if len(counts) == 1:
-        return list(counts)
-    return [f"{value} ({count} runs)" for value, count in sorted(counts.items())]
+    return [(title, counted(values)) for title, values in facts.items() if values]

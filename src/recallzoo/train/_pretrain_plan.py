@@ -16,10 +16,10 @@ from recallzoo.preflight import check_model
 from recallzoo.presets import Preset, preset
 from recallzoo.run import describe_model
 from recallzoo.text import Contexts, TokenData, open_data
+from recallzoo.train._pretrain_log import RUN_FILE
 from recallzoo.train._pretrain_options import PretrainOptions
 
 RUN_VERSION = 2
-RUN_FILE = "pretrain.json"
 
 
 @dataclass(frozen=True)

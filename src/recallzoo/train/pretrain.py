@@ -45,13 +45,18 @@ from recallzoo.train._large_checkpoint import (
     training_state,
 )
 from recallzoo.train._pretrain_engine import Engine, first_micro_batch
-from recallzoo.train._pretrain_log import Metrics, PretrainProgress, open_sinks, read_metrics
+from recallzoo.train._pretrain_log import (
+    SUMMARY,
+    Metrics,
+    PretrainProgress,
+    open_sinks,
+    read_metrics,
+)
 from recallzoo.train._pretrain_options import PretrainOptions
 from recallzoo.train._pretrain_plan import Plan, alone, make_plan, open_run
 from recallzoo.train._pretrain_valid import Validation
 from recallzoo.train._token_order import Batches, TokenOrder
 
-SUMMARY = "summary.json"
 UNTIMED_STEPS = 5
 """Steps whose speed is not counted: they compile and allocate."""
 SAVING_SECONDS = 60.0

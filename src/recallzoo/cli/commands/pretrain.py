@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
     """`recallzoo pretrain`."""
     options = parse(PretrainOptions, argv, "pretrain", __doc__)
     is_first = not int(os.environ.get("RANK", 0))
-    from recallzoo.train._pretrain_plan import RUN_FILE, make_plan
+    from recallzoo.train._pretrain_log import RUN_FILE
+    from recallzoo.train._pretrain_plan import make_plan
     from recallzoo.train.pretrain import pretrain
 
     if options.mixer is not None and is_first and not (options.out / RUN_FILE).exists():
