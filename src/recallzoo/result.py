@@ -10,6 +10,8 @@ from typing import Any, Literal
 from recallzoo.options import OptionValue, describe_type, fits
 
 Status = Literal["solved", "finished", "diverged", "group_solved"]
+PRETRAINING_RUN = "pretrain.json"
+"""What the folder of a `recallzoo pretrain` run holds from its start; its model is in `model/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

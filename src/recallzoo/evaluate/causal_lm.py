@@ -21,13 +21,12 @@ from recallzoo.evaluate.audit_options import DtypeName
 from recallzoo.evaluate.audit_store import valid_name
 from recallzoo.files import read_json
 from recallzoo.mixers import MixerConfig, located
+from recallzoo.result import PRETRAINING_RUN
 from recallzoo.text import tokenizer_hash
 from recallzoo.text._checksums import digest_of, sha256_of
 from recallzoo.text.tokenizer import Encoder, load_encoder
-from recallzoo.train._pretrain_log import RUN_FILE
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-"""What the folder of a `recallzoo pretrain` run holds; its model is in `model/`."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.model",
               "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]  # fmt: skip
@@ -238,7 +237,7 @@ def _folder_of(path: str) -> Path:
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    if (folder / RUN_FILE).is_file():
+    if (folder / PRETRAINING_RUN).is_file():
         if (folder / "model" / "config.json").is_file():
             return folder / "model"
         raise UserError(

@@ -17,7 +17,8 @@ from recallzoo.report._charts import Figure, Look, faceted, fading, tooltip
 from recallzoo.report._entries import plain
 from recallzoo.report._page import chart_data, page
 from recallzoo.report._write import FORMATS, write_figures
-from recallzoo.train._pretrain_log import RUN_FILE, SUMMARY, read_metrics
+from recallzoo.result import PRETRAINING_RUN
+from recallzoo.train._pretrain_log import SUMMARY, read_metrics
 
 MOST_POINTS = 300
 """Of a curve; more steps are drawn as that many stretches of equal length."""
@@ -64,7 +65,7 @@ class Training:
 
 def is_training(folder: Path) -> bool:
     """Whether a folder is the --out of `recallzoo pretrain`."""
-    return (folder / RUN_FILE).is_file()
+    return (folder / PRETRAINING_RUN).is_file()
 
 
 def write_training_report(
@@ -109,7 +110,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Training:
-    config = read_json(folder / RUN_FILE)
+    config = read_json(folder / PRETRAINING_RUN)
     path = folder / SUMMARY
     summary = read_json(path) if path.exists() else None
     try:
@@ -121,8 +122,8 @@ def _read(folder: Path, name: str) -> Training:
         known = False
     if not known or not (summary is None or isinstance(summary, dict)):
         raise StoreError(
-            f"{folder / RUN_FILE} or {path.name} beside it is damaged: it does not say what a "
-            f"pretraining run says. Put it back as it was."
+            f"{folder / PRETRAINING_RUN} or {path.name} beside it is damaged: it does not say "
+            f"what a pretraining run says. Put it back as it was."
         )
     run = Training(name, config, read_metrics(folder), summary)
     if not run.steps:

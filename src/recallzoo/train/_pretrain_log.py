@@ -14,8 +14,8 @@ from recallzoo.errors import StoreError, UserError
 from recallzoo.files import explain_os_error, write_text
 from recallzoo.options import fits
 
-RUN_FILE, METRICS, SUMMARY = "pretrain.json", "metrics.jsonl", "summary.json"
-"""What is trained, how it went, and what came of it: files of a run's folder."""
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+"""How a run went, and what came of it: files of its folder."""
 
 
 class Metrics:

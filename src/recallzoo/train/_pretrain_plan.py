@@ -14,9 +14,9 @@ from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, write_js
 from recallzoo.mixers import use_mixer
 from recallzoo.preflight import check_model
 from recallzoo.presets import Preset, preset
+from recallzoo.result import PRETRAINING_RUN
 from recallzoo.run import describe_model
 from recallzoo.text import Contexts, TokenData, open_data
-from recallzoo.train._pretrain_log import RUN_FILE
 from recallzoo.train._pretrain_options import PretrainOptions
 
 RUN_VERSION = 2
@@ -131,14 +131,14 @@ def _number_of_steps(
 def open_run(folder: Path, plan: Plan) -> None:
     """Start the run's folder, or see that it holds this very run. UserError where it holds
     another one or something else, saying what differs."""
-    path = folder / RUN_FILE
+    path = folder / PRETRAINING_RUN
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; a folder for the run is wanted.")
     if not path.exists():
         if not is_vacant(folder):
             raise UserError(
-                f"{folder} is not empty and holds no pretraining run ({RUN_FILE} is missing). "
-                f"Choose another --out, so that nothing of yours is mixed with it."
+                f"{folder} is not empty and holds no pretraining run ({PRETRAINING_RUN} is "
+                f"missing). Choose another --out, so that nothing of yours is mixed with it."
             )
         write_json(path, {"hash": plan.hash, **plan.config})
         return
@@ -174,11 +174,11 @@ def alone(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
 def read_run(folder: Path) -> dict[str, Any]:
     """The configuration of the run in a folder. UserError if there is none or it is newer,
     StoreError if it is not as it was written."""
-    path = folder / RUN_FILE
+    path = folder / PRETRAINING_RUN
     if not path.is_file():
         raise UserError(
-            f"{folder} holds no pretraining run ({RUN_FILE} is missing). Give the --out of a "
-            f"recallzoo pretrain command."
+            f"{folder} holds no pretraining run ({PRETRAINING_RUN} is missing). Give the --out of "
+            f"a recallzoo pretrain command."
         )
     try:
         content = read_json(path)

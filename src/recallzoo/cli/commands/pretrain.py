@@ -33,11 +33,11 @@ def main(argv: list[str]) -> int:
     """`recallzoo pretrain`."""
     options = parse(PretrainOptions, argv, "pretrain", __doc__)
     is_first = not int(os.environ.get("RANK", 0))
-    from recallzoo.train._pretrain_log import RUN_FILE
+    from recallzoo.result import PRETRAINING_RUN
     from recallzoo.train._pretrain_plan import make_plan
     from recallzoo.train.pretrain import pretrain
 
-    if options.mixer is not None and is_first and not (options.out / RUN_FILE).exists():
+    if options.mixer is not None and is_first and not (options.out / PRETRAINING_RUN).exists():
         from recallzoo.cli._user_mixer import check_for_text
 
         make_plan(options)  # refuses, before the checks take their time, what it would after them
