@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers import Context, Mixer, mixer
-from recallzoo.mixers.autocorrelation_conv import AutocorrelationConv
+from recallzoo.mixers.autocorrelation_conv import AutocorrelationConv, _largest_in_turn
 from recallzoo.tasks import task
 
 NEEDED, SPURIOUS = 8, 3
@@ -144,6 +144,15 @@ def test_running_scores_of_hidden_states_are_sums_of_inner_products(max_lag):
         [F.pad(products.diagonal(-s, 1, 2), (s, 0)).cumsum(1) for s in range(1, max_lag + 1)], -1
     )
     torch.testing.assert_close(module.autocorrelation(x, Context()), wanted, rtol=0, atol=1e-5)
+
+
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 40), number=st.integers(1, 40))
+def test_the_largest_found_in_turn_are_those_of_a_sort(seed, size, number):
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.stack([torch.randperm(3 * size, generator=generator)[:size] for _ in range(3)])
+    number = min(number, size)
+    wanted = ranks.sort(dim=-1, descending=True).values[:, :number]
+    assert torch.equal(_largest_in_turn(ranks, number), wanted)
 
 
 def test_the_shorter_of_two_lags_with_equal_scores_wins():
