@@ -4,11 +4,13 @@ import dataclasses
 import fcntl
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sweeps
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -181,6 +183,28 @@ def test_an_interrupted_sweep_goes_on_with_the_same_packs(tmp_path, monkeypatch,
             wanted.rows,
         )
     assert not list((tmp_path / "o" / "packs").iterdir())
+
+
+def test_a_run_that_had_left_its_pack_and_was_deleted_is_trained_again(tmp_path):
+    class Breaking(Watcher):
+        def pack_progressed(self, progress: Progress) -> None:
+            if self.finished and progress.epoch > self.progress[-1].epoch + 1:
+                raise Interrupted
+            if not self.finished:
+                super().pack_progressed(progress)
+
+    runs = [sweeps.run_of(rate, 16) for rate in (1e-2, 1e-9)]  # the first leaves early
+    settings = SweepOptions(device="cpu", checkpoint_seconds=0.0)
+    expected = sweep(runs, Store(tmp_path / "whole"), Watcher(), settings)
+    with pytest.raises(Interrupted):
+        sweep(runs, Store(tmp_path / "o"), Breaking(), settings)
+    assert Store(tmp_path / "o").hashes() == hashes(runs[:1])
+    shutil.rmtree(tmp_path / "o" / "runs" / runs[0].hash)
+    watcher = Watcher()
+    results = sweep(runs, Store(tmp_path / "o"), watcher, settings)
+    assert watcher.packs == [hashes(runs), hashes(runs[:1])]
+    for result, wanted in zip(results, expected, strict=True):
+        assert (result.metrics, result.rows) == (wanted.metrics, wanted.rows)
 
 
 def test_a_recorded_pack_of_another_recipe_is_left_for_it(tmp_path, monkeypatch):

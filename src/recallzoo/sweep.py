@@ -26,6 +26,7 @@ from recallzoo.preflight import check_runs
 from recallzoo.random import seed_of
 from recallzoo.run import Run
 from recallzoo.store import Result, Store
+from recallzoo.train.packed import checkpoint_members
 
 MOST_PACKS_PER_DEVICE = 64
 
@@ -227,10 +228,13 @@ def _make_plan(
     for name, members in store.packs().items():
         if not all(h in by_hash for h in members):
             continue
-        if any(h in waiting for h in members):
+        # A run that had left the pack, and whose result was deleted since, is in no checkpoint.
+        kept = checkpoint_members(store.folder / "packs" / name / "checkpoint.safetensors")
+        going_on = [h for h in members if h in waiting and (kept is None or h in kept)]
+        if going_on:
             plan.packs.append((name, [by_hash[h] for h in members]))
-            for h in members:
-                waiting.pop(h, None)
+            for h in going_on:
+                waiting.pop(h)
         else:
             shutil.rmtree(store.folder / "packs" / name, ignore_errors=True)
     for members in _packs(list(waiting.values()), executor.runs_that_fit, max_pack_size):

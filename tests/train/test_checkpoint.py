@@ -99,7 +99,9 @@ def test_checkpoints_are_made_at_the_interval_asked_for(tmp_path):
     assert not checkpoint.exists()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other runs", "other sizes"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "text", "bits", "epoch", "other runs", "other sizes"]
+)
 def test_a_damaged_checkpoint_is_named_and_the_way_out_works(tmp_path, damage):
     checkpoint = tmp_path / "checkpoint.safetensors"
     made_by = RUNS
@@ -109,8 +111,15 @@ def test_a_damaged_checkpoint_is_named_and_the_way_out_works(tmp_path, damage):
         made_by = [tiny_run(mixer("base_conv"), d_model=8)]
     train_until(made_by, 3, checkpoint)
     content = checkpoint.read_bytes()
-    if damage in ("empty", "cut", "text"):
-        broken = {"empty": b"", "cut": content[: len(content) // 2], "text": b"{} " * 100}
+    if not damage.startswith("other"):
+        broken = {
+            "empty": b"",
+            "cut": content[: len(content) // 2],
+            "text": b"{} " * 100,
+            "bits": content[:-100] + bytes(255 - byte for byte in content[-100:]),
+            "epoch": content.replace(rb"epoch\": 2, \"", rb"epoch\": 1, \""),
+        }
+        assert broken[damage] != content
         checkpoint.write_bytes(broken[damage])
     with pytest.raises(StoreError, match=r"is damaged .*Delete it to train this pack") as error:
         go_on(RUNS, checkpoint)

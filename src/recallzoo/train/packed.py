@@ -11,6 +11,7 @@ depend on which runs it is packed with, beyond the rounding of batched products.
 import contextlib
 import copy
 import functools
+import hashlib
 import json
 import math
 import time
@@ -37,7 +38,7 @@ from recallzoo.train._adamw import PackedAdamW
 from recallzoo.train._program import Program
 from recallzoo.train._stack import stack_models
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 MAX_COMPUTED_STATE = 2**20
 """Width times tokens up to which the size of a state is found by computing it. Tensors without
 numbers would do, but a step on them takes PyTorch 1 to 3 ms whatever its size, and the first one
@@ -325,6 +326,7 @@ class Pack:
             n: t.contiguous().cpu()
             for n, t in self._program.state_dict([m.row for m in self._members]).items()
         }
+        state["sha256"] = _digest(state, tensors)
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, {"state": json.dumps(state, allow_nan=False)})
 
@@ -340,11 +342,14 @@ class Pack:
                     f"checkpoint {path} was written by another version of recallzoo. Delete it to "
                     f"train this pack from the start; finished runs are not affected."
                 )
+            tensors = load_file(path)
+            if state.pop("sha256") != _digest(state, tensors):
+                raise ValueError("its content is not what was written")
             by_hash = {run.hash: i for i, run in enumerate(self.runs)}
             staying = [by_hash[m["hash"]] for m in state["members"]]
             if len(staying) < len(self.runs):
                 self._program.keep(staying)
-            self._program.load_state_dict(load_file(path, device=str(self.device)))
+            self._program.load_state_dict({n: t.to(self.device) for n, t in tensors.items()})
         except (
             safetensors.SafetensorError,
             KeyError,
@@ -363,6 +368,25 @@ class Pack:
         ]
         self._epoch = state["epoch"]
         self._seconds_before = state["seconds"]
+
+
+def _digest(state: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of what a checkpoint holds, as its format has no checksum."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def checkpoint_members(path: Path) -> set[str] | None:
+    """Hashes of the runs that a checkpoint goes on with; None without one, or where it is damaged,
+    which whoever loads it tells."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {member["hash"] for member in json.loads(file.metadata()["state"])["members"]}
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return None
 
 
 def device_name(device: torch.device) -> str:
