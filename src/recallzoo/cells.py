@@ -6,6 +6,7 @@ reported on test. Nothing here imports torch.
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,6 +90,47 @@ def cells(results: Iterable[Result]) -> list[Cell]:
         key = json.dumps(config, sort_keys=True)
         groups.setdefault(key, (config, []))[1].append(result)
     return [Cell(runs[0].label, config, tuple(runs)) for config, runs in groups.values()]
+
+
+def data_words(grid: list[Cell]) -> list[str]:
+    """For each cell the options of its data, such as `power=1.0`, in which it differs from others
+    of equal task and sizes; "" where sizes say all."""
+    options = [data_options(cell) for cell in grid]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for cell, own in zip(grid, options, strict=True):
+        alike.setdefault(_data_sizes(cell), []).append(own)
+    return [
+        ", ".join(f"{n}={own.get(n)}" for n in sorted(differing(alike[_data_sizes(cell)])))
+        for cell, own in zip(grid, options, strict=True)
+    ]
+
+
+def _data_sizes(cell: Cell) -> str:
+    return json.dumps({name: size for name, size in cell.sizes.items() if name != "width"})
+
+
+def data_options(cell: Cell) -> dict[str, Any]:
+    """Options of the data by a short name: of the test examples as they are, others under
+    their split's name, and only where they differ from the test's."""
+    options: dict[str, Any] = {"data_seed": cell.config["data.seed"]}
+    for split in ("test", "train", "valid"):
+        segments = json.loads(cell.config[f"data.{split}"])
+        leaves: dict[str, list[Any]] = defaultdict(list)
+        for segment in segments:
+            for name, value in {**segment["task"], "num_examples": segment["num_examples"]}.items():
+                leaves[name].append(value)
+        for name, values in leaves.items():
+            text = ", ".join(map(str, dict.fromkeys(values)))
+            if split == "test":
+                options[name] = text
+            elif name == "num_examples" or text != options.get(name):
+                options[f"{split}_{name}"] = text
+    return options
+
+
+def differing(options: list[dict[str, Any]]) -> set[str]:
+    names = {name for option in options for name in option}
+    return {n for n in names if len({json.dumps(option.get(n)) for option in options}) > 1}
 
 
 def rates_text(rates: Iterable[float]) -> str:

@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from recallzoo.cells import Cell, cells, rates_text
+from recallzoo.cells import Cell, cells, data_words, rates_text
 from recallzoo.result import Result
 
 TABLE_WIDTH = 120
@@ -30,15 +30,19 @@ def print_table(results: list[Result], stream: TextIO) -> None:
     table.add_column("model", overflow="fold")
     for column in columns:
         table.add_column(column, justify="left" if column == "task" else "right")
+    words = data_words(rows)
+    if any(words):
+        table.add_column("data", overflow="fold")
     for name in more:
         table.add_column(name.rpartition(".")[2], justify="right")
     for column in ("best lr", "test accuracy", "seeds"):
         table.add_column(column, justify="right")
     table.add_column("runs", overflow="fold")
-    for cell in rows:
+    for cell, data in zip(rows, words, strict=True):
         table.add_row(
             cell.label,
             *(cell.sizes.get(column, "") for column in columns),
+            *((data,) if any(words) else ()),
             *(str(cell.config.get(name, "")) for name in more),
             rates_text(cell.learning_rates),
             _accuracy(cell),

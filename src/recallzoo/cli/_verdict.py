@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from recallzoo.cells import Cell, cells
+from recallzoo.cells import Cell, cells, data_words
 from recallzoo.cli._outcome import TABLE_WIDTH
 from recallzoo.result import Result
 from recallzoo.run import without_folder
@@ -31,8 +31,10 @@ def print_verdict(names: tuple[str, ...], results: list[Result], stream: TextIO)
     for width in widths:
         table.add_column(f"width {width}", justify="right")
     by_row: dict[tuple[str, str, str], dict[int, Cell]] = {}
-    for cell in sorted(grid, key=_length):
-        row = (_task(cell), cell.label, cell.config["model.mixers"])
+    places = zip(grid, data_words(grid), strict=True)
+    for cell, data in sorted(places, key=lambda place: _length(place[0])):
+        task = f"{_task(cell)} {data}".rstrip()
+        row = (task, cell.label, cell.config["model.mixers"])
         by_row.setdefault(row, {})[cell.config["model.d_model"]] = cell
     for (task, label, _), row in sorted(by_row.items(), key=lambda item: _length_of(item[1])):
         table.add_row(task, label, *(_mark(row.get(width)) for width in widths))

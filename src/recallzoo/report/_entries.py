@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recallzoo.cells import Cell, cells
+from recallzoo.cells import Cell, cells, data_options, differing
 from recallzoo.result import Result
 
 PREFERRED_COLOURS = {
@@ -74,7 +74,7 @@ def entries(results: Iterable[Result]) -> list[Entry]:
         alike[place].append(_model_options(cell))
     telling: dict[str, set[str]] = defaultdict(set)
     for (_, label, _), options in alike.items():
-        telling[label] |= _differing(options)
+        telling[label] |= differing(options)
     found = []
     for cell, label in zip(grid, labels, strict=True):
         options = _model_options(cell)
@@ -122,8 +122,8 @@ def _panels(grid: list[Cell]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         by_sizes[_sizes(cell)].setdefault(_data_key(cell), cell)
     panels = {}
     for sizes, members in by_sizes.items():
-        options = {key: _data_options(cell) for key, cell in members.items()}
-        telling = _differing(list(options.values()))
+        options = {key: data_options(cell) for key, cell in members.items()}
+        telling = differing(list(options.values()))
         for key, cell in members.items():
             named = [f"{name}={options[key].get(name)}" for name in sorted(telling)]
             name = plain("; ".join([sizes, ", ".join(named)] if named else [sizes]))
@@ -147,25 +147,6 @@ def _size_order(cell: Cell) -> tuple[str, float, float]:
     return cell.sizes["task"], longest, max(task.get("num_pairs") or 0 for task in tasks)
 
 
-def _data_options(cell: Cell) -> dict[str, Any]:
-    """Options of the data by a short name: of the test examples as they are, others under
-    their split's name, and only where they differ from the test's."""
-    options: dict[str, Any] = {"data_seed": cell.config["data.seed"]}
-    for split in ("test", "train", "valid"):
-        segments = json.loads(cell.config[f"data.{split}"])
-        leaves: dict[str, list[Any]] = defaultdict(list)
-        for segment in segments:
-            for name, value in {**segment["task"], "num_examples": segment["num_examples"]}.items():
-                leaves[name].append(value)
-        for name, values in leaves.items():
-            text = ", ".join(map(str, dict.fromkeys(values)))
-            if split == "test":
-                options[name] = text
-            elif name == "num_examples" or text != options.get(name):
-                options[f"{split}_{name}"] = text
-    return options
-
-
 def _model_options(cell: Cell) -> dict[str, Any]:
     options = {k: v for k, v in cell.config.items() if not k.startswith("data.")}
     del options["model.d_model"]
@@ -181,11 +162,6 @@ def pattern(mixers: list[dict[str, Any]]) -> str:
         source = f"@{mixer['source_sha256'][:8]}" if mixer.get("source_sha256") else ""
         words.append(f"{mixer['name']}{source}({chosen})")
     return " + ".join(words)
-
-
-def _differing(options: list[dict[str, Any]]) -> set[str]:
-    names = {name for option in options for name in option}
-    return {n for n in names if len({json.dumps(option.get(n)) for option in options}) > 1}
 
 
 def _short(name: str) -> str:
