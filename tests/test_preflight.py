@@ -1,5 +1,6 @@
 """What cannot train is refused before anything does, whichever run of a list it is."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_a_model_that_cannot_train_is_refused_though_it_is_last(bad, words, tmp_
     monkeypatch.setattr(local, "Pack", never)
     with pytest.raises(InvalidConfig, match=words):
         sweep([GOOD, bad], Store(tmp_path), None, SweepOptions(device="cpu"))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_task_with_too_few_different_rows_is_refused_before_another_trains():
+    narrow = task("mqar", seq_len=8, num_pairs=1, vocab_size=4)
+    bad = dataclasses.replace(GOOD, data=Data.of(narrow, train=256, valid=8, test=8))
+    with pytest.raises(InvalidConfig, match="too few different rows"):
+        check_runs([GOOD, bad])
 
 
 def test_mixers_of_hidden_states_read_several_streams():

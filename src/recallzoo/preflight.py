@@ -5,6 +5,7 @@ its pack comes up, hours after the command, so each is built here once.
 """
 
 import functools
+import math
 from pathlib import Path
 
 import torch
@@ -15,12 +16,16 @@ from recallzoo.errors import ContractViolation, InvalidConfig, RecallzooError
 from recallzoo.mixers import Context, Mixer
 from recallzoo.model import LanguageModel, ModelConfig
 from recallzoo.run import Run
+from recallzoo.tasks import Data, make_splits
+from recallzoo.tasks._data import row_hashes
 
 
 def check_runs(runs: list[Run]) -> None:
     """Raise InvalidConfig for an empty list, two identical runs, or a model that cannot be built
     or cannot read its task; ContractViolation where it is a user's own mixer that fails."""
     _refuse_duplicates(runs)
+    for data in dict.fromkeys(run.data for run in runs):
+        check_data(data)
     for run in runs:
         check_model(run.model, run.model_label, run.data.max_seq_len, run.data.num_streams)
 
@@ -64,6 +69,22 @@ def check_model(config: ModelConfig, label: str, max_seq_len: int, num_streams: 
             f"{describe_error(error, _file(own[0]))}. Change the mixer, or ask for other sizes."
         ) from error
     _refuse_streams(config, num_streams, model)
+
+
+@functools.cache
+def check_data(data: Data) -> None:
+    """Raise InvalidConfig for data whose tasks have too few different rows to keep splits apart.
+
+    That is only so where the other splits hold nearly all rows that there are; then this many
+    draws repeat themselves but for one time in e^24. Splits of other data are not made here.
+    """
+    num_known = sum(segment.num_examples for segment in (*data.train, *data.valid))
+    num_draws = 7 * math.isqrt(num_known) + 8
+    for task in dict.fromkeys(segment.task for segment in (*data.valid, *data.test)):
+        hashes = row_hashes(task.sample(torch.arange(num_draws), data.seed).tokens)
+        if len(hashes.unique()) < num_draws:
+            make_splits(data)
+            return
 
 
 def _file(mixer_name: str) -> Path:
