@@ -35,6 +35,8 @@ def test_a_mixer_of_ones_own_goes_from_its_file_to_a_verdict_and_a_report(tmp_pa
         ("WrongShape", ("shape",)),
         ("NotANumber", ("NaN",)),
         ("WrongType", ("float64",)),
+        ("ChangesItsInput", ("changes its input in place",)),
+        ("ChangesItsCache", ("cache",)),
     ],
 )
 def test_a_mixer_that_breaks_the_contract_is_refused_before_training(
@@ -44,6 +46,53 @@ def test_a_mixer_that_breaks_the_contract_is_refused_before_training(
     outcome = run_cli("run", "--mixer", f"{FILE}:{name}", *SMALL, *SHORT, "--out", folder)
     require_mistake(outcome, "is refused", "Nothing was trained", *words)
     assert not folder.exists()
+
+
+def test_a_mixer_that_looks_ahead_from_its_second_block_on_is_refused(run_cli, tmp_path):
+    folder = tmp_path / "o"
+    arguments = ("--seq-lens", 64, "--widths", 16, *SHORT, "--out", folder)
+    outcome = run_cli("run", "--mixer", f"{FILE}:LeakingLate", *arguments)
+    require_mistake(outcome, "is refused", "lengths", "64")
+    assert "at 64 tokens: lengths FAILED" in outcome.out
+    assert not folder.exists()
+
+
+RECIPE = """
+from recallzoo.mixers import mixer
+from recallzoo.model import ModelConfig
+from recallzoo.run import Budget, Run
+from recallzoo.tasks import Data, task
+
+def own(name: str = "attention", values: tuple[float, ...] = ()) -> list[Run]:
+    return [
+        Run(
+            data=Data.of(
+                task("mqar", seq_len=8, num_pairs=1, vocab_size=32, power=power),
+                train=64, valid=32, test=32,
+            ),
+            model=ModelConfig(mixers=(mixer(name, **options),), d_model=16, num_layers=1),
+            budget=Budget(num_epochs=1, batch_size=32),
+        )
+        for options in ({}, *({"decay": value} for value in values))
+        for power in (0.01, 1.0)
+    ]
+"""
+
+
+def test_a_mixer_that_a_recipe_names_is_checked_under_all_its_options(run_cli, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE)
+    good = ("run", recipe, "--name", f"{FILE}:RunningMean", "--out", tmp_path / "good")
+    outcome = run_cli(*good, "--values", 0.5)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("15 of 15 checks passed") == 2
+    assert len(list((tmp_path / "good" / "contracts").iterdir())) == 2
+    # Cells that differ in an option of the data alone can be told apart.
+    assert outcome.out.count("power=0.01") == outcome.out.count("power=1.0") == 2
+    for bad in (("Leaking", 0.9), ("RunningMean", 1e30)):
+        arguments = ("--name", f"{FILE}:{bad[0]}", "--values", bad[1], "--out", tmp_path / "bad")
+        require_mistake(run_cli("run", recipe, *arguments), "is refused", "Nothing was trained")
+        assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Check a user's own mixer before anything is trained with it."""
 
+import hashlib
 from typing import Any
 
 from recallzoo.contract import ContractReport, check_mixer
@@ -7,6 +8,11 @@ from recallzoo.errors import ContractViolation, UserError
 from recallzoo.mixers import MixerConfig, mixer, state_size
 from recallzoo.preflight import check_runs
 from recallzoo.run import Run, describe
+
+MOST_TOKENS = 512
+"""At which a mixer is looked at once more, if its runs are as long."""
+AT_LENGTH = ("rows apart", "lengths")
+"""What of the contract the length may decide, at little cost."""
 
 
 def check(names: tuple[str, ...], runs: list[Run]) -> dict[str, dict[str, Any]]:
@@ -16,13 +22,20 @@ def check(names: tuple[str, ...], runs: list[Run]) -> dict[str, dict[str, Any]]:
     for a mixer whose accuracy would be false, or that cannot be trained.
     """
     reports: dict[str, dict[str, Any]] = {}
+    own = (c for run in runs for c in run.model.mixers if c.source_sha256 is not None)
+    configs = list(dict.fromkeys(own))
     for name in names:
-        config, d_model, seq_len = _largest(name, runs)
-        report = _checked(name, config)
+        if not any(config.name == name for config in configs):
+            raise UserError(f"no run of the recipe uses {name}.")
+    for config in configs:
+        name = config.name
+        d_model, seq_len = _largest(config, runs)
+        report = _checked(name, config, seq_len)
         check_runs([run for run in runs if config in run.model.mixers])  # at all of its sizes
         print(_state(config, d_model, seq_len), flush=True)
         short = name.rpartition(":")[2]
-        reports[f"{short}-{(config.source_sha256 or '')[:12]}"] = {
+        options = hashlib.sha256(repr(config.options).encode()).hexdigest()[:8]
+        reports[f"{short}-{(config.source_sha256 or '')[:12]}-{options}"] = {
             "mixer": describe(config),
             "d_model": d_model,
             "seq_len": seq_len,
@@ -48,27 +61,29 @@ def check_for_text(name: str, precision: str) -> None:
         )
 
 
-def _checked(name: str, config: MixerConfig) -> ContractReport:
+def _checked(name: str, config: MixerConfig, seq_len: int = MOST_TOKENS) -> ContractReport:
+    """Check everything on a short sequence, then whether a prefix and a row alone give the same at
+    the length of the runs: a mixer that works in blocks may be wrong from its second on."""
     print(f"checking {name}", flush=True)
     report = check_mixer(config)
     print(report.summary(), flush=True)
-    if not report.passed:
+    failures = report.failures
+    if not failures:
+        num_tokens = min(seq_len, MOST_TOKENS)
+        failures = check_mixer(config, seq_len=num_tokens, only=AT_LENGTH).failures
+        names = ", ".join(dict.fromkeys(check.name for check in failures))
+        print(f"  at {num_tokens} tokens: {f'{names} FAILED' if failures else 'ok'}", flush=True)
+    if failures:
         raise ContractViolation(
-            f"{name} is refused: {'; '.join(map(str, report.failures))} Nothing was trained."
+            f"{name} is refused: {'; '.join(map(str, failures))} Nothing was trained."
         )
     return report
 
 
-def _largest(name: str, runs: list[Run]) -> tuple[MixerConfig, int, int]:
-    """The mixer with the largest width and length at which `runs` will train it."""
-    using = [(run, c) for run in runs for c in run.model.mixers if c.name == name]
-    if not using:
-        raise UserError(f"no run of the recipe uses {name}.")
-    return (
-        using[0][1],
-        max(run.model.d_model for run, _ in using),
-        max(run.data.max_seq_len for run, _ in using),
-    )
+def _largest(config: MixerConfig, runs: list[Run]) -> tuple[int, int]:
+    """The largest width and length at which `runs` will train it."""
+    using = [run for run in runs if config in run.model.mixers]
+    return max(run.model.d_model for run in using), max(run.data.max_seq_len for run in using)
 
 
 def _state(config: MixerConfig, d_model: int, seq_len: int) -> str:

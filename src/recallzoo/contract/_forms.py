@@ -33,8 +33,11 @@ def output(subject: Subject) -> str:
     """[B, T, D] in, [B, T, D] of the same dtype out."""
     x = subject.x()
     for training in (True, False):
-        y = call(subject.fresh(), x, subject.tokens(), training=training)
+        given = x.clone()
+        y = call(subject.fresh(), given, subject.tokens(), training=training)
         _require_output(y, x)
+        if not torch.equal(given, x):
+            raise Violation("forward changes its input in place. Work on a copy of it.")
     return f"shape {[*x.shape]}, {_dtype(x)}"
 
 
@@ -143,8 +146,8 @@ def step(subject: Subject) -> str:
     def forward(x: Tensor) -> Tensor:
         return mixer(x, Context(tokens=tokens))
 
-    worst = _require_same(mixer, scan, forward, subject.x(), subject.x(seed=4), "step", "forward")
     _require_cache_unchanged(subject, mixer)
+    worst = _require_same(mixer, scan, forward, subject.x(), subject.x(seed=4), "step", "forward")
     return f"step differs from forward by {worst:.0e} of the largest value"
 
 

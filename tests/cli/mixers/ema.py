@@ -37,6 +37,25 @@ class Leaking(RunningMean):
         return y + ahead
 
 
+class LeakingLate(RunningMean):
+    """Works in blocks, and gets the second one wrong: it sees a token ahead."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return torch.cat([y[:, :20], y[:, 21:], y[:, -1:]], dim=1) if x.shape[1] > 20 else y
+
+
+class ChangesItsInput(RunningMean):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+class ChangesItsCache(RunningMean):
+    def step(self, x_t, cache):
+        y, new = super().step(x_t, cache)
+        return y, {"matrix": cache["matrix"].copy_(new["matrix"])}
+
+
 class WrongShape(RunningMean):
     def forward(self, x):
         return super().forward(x)[:, :-1]

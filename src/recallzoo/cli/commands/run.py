@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         _print_plan(runs, folder, options)
         return 0
-    if options.mixer:
+    if any(one.source_sha256 for run in runs for one in run.model.mixers):
         from recallzoo.cli._user_mixer import check
 
         reports = check(options.mixer, runs)
@@ -273,6 +273,7 @@ def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     import torch
 
     from recallzoo.devices import choose_device
+    from recallzoo.files import is_vacant
     from recallzoo.preflight import check_runs
     from recallzoo.store import Store
     from recallzoo.sweep import packs_of
@@ -280,7 +281,7 @@ def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     check_runs(runs)
     on_ray = options.executor == "ray"
     device = torch.device("cpu") if on_ray else choose_device(options.device)
-    store = Store(folder, create=False) if folder.exists() else None
+    store = None if is_vacant(folder) else Store(folder, create=False)
     waiting = [run for run in runs if store is None or not store.has(run.hash)]
     packs = packs_of(waiting, device, options.max_pack_size)
     print(
