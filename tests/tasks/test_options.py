@@ -57,6 +57,7 @@ SIZES = [
     ("mqar", {"num_pairs": 20}, ["20", "80", "16"], {"seq_len": 80}),
     ("mqar", {"seq_len": 63}, ["63", "even"], {"seq_len": 64}),
     ("mqar", {"num_passes": 8}, ["72", "64"], {"seq_len": 72}),
+    ("mqar", {"num_passes": 50}, ["408", "lower num_passes"], {"num_passes": 7}),
     ("mqar", {"vocab_size": 9}, ["9", "10"], {"vocab_size": 10}),
     ("forgetting", {"num_pairs": 12, "num_updates": 12}, ["72", "64"], {"seq_len": 72}),
     ("forgetting", {"num_updates": 5}, ["5", "4"], {"num_updates": 4}),
@@ -72,7 +73,7 @@ SIZES = [
     ("multi_token", {"key_words": 4096}, ["4096", "4095"], {"key_words": 4095}),
     ("multi_token", {"key_words": 1}, ["num_pairs=4", "1 words"], {"key_words": 2}),
     ("multi_token", {"key_len": 0}, ["key_len=0"], {"key_len": 1}),
-    ("multi_token", {"vocab_size": 3}, ["3"], {"vocab_size": 6}),
+    ("multi_token", {"vocab_size": 3}, ["vocab_size=3", "4"], {"vocab_size": 6}),
     ("stacked", {"num_pairs": 40}, ["40", "80", "32"], {"seq_len": 80}),
     ("stacked", {"vocab_size": 9}, ["9", "10"], {"vocab_size": 10}),
 ]

@@ -42,16 +42,17 @@ class MQAR(Task):
     """What stands between queries: zero, random, or random_colliding."""
 
     def validate(self) -> None:
-        needed = 2 * self.num_pairs * (self.num_passes + 1)
         require_positive(
             "mqar", num_pairs=self.num_pairs, num_passes=self.num_passes, power=self.power
         )
+        needed = 2 * self.num_pairs * (self.num_passes + 1)
+        most = self.seq_len // (2 * (self.num_passes + 1))
         require(
             self.seq_len % 2 == 0 and self.seq_len >= needed,
             f"mqar.seq_len={self.seq_len} does not fit num_pairs={self.num_pairs}: storing takes "
             f"{2 * self.num_pairs * self.num_passes} tokens and asking at least "
-            f"{2 * self.num_pairs}, so seq_len must be even and at least {needed}. Raise seq_len "
-            f"or use num_pairs <= {self.seq_len // (2 * (self.num_passes + 1))}.",
+            f"{2 * self.num_pairs}, so seq_len must be even and at least {needed}. Raise seq_len"
+            + (f" or use num_pairs <= {most}." if most else " or lower num_passes."),
         )
         require(
             self.vocab_size >= 2 * self.num_pairs + 2,

@@ -67,8 +67,13 @@ class MultiToken(Task):
         )
         half = self.vocab_size // 2
         require(
-            self.vocab_size >= 4 and self._key_words < half,
-            f"multi_token.key_words={self.key_words} must be at most {max(0, half - 1)}: words "
+            self.vocab_size >= 4,
+            f"multi_token.vocab_size={self.vocab_size} must be at least 4: keys and values take "
+            f"one half each, and word 0 is the filler.",
+        )
+        require(
+            self._key_words < half,
+            f"multi_token.key_words={self.key_words} must be at most {half - 1}: words "
             f"1..{half - 1} of vocab_size={self.vocab_size} are for keys.",
         )
         for what, words, length in (
