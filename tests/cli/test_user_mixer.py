@@ -35,6 +35,7 @@ def test_a_mixer_of_ones_own_goes_from_its_file_to_a_verdict_and_a_report(tmp_pa
         ("WrongShape", ("shape",)),
         ("NotANumber", ("NaN",)),
         ("WrongType", ("float64",)),
+        ("TokensAhead", ("in training", "when the token at t=1 changes")),
         ("ChangesItsInput", ("changes its input in place",)),
         ("ChangesItsCache", ("cache",)),
     ],

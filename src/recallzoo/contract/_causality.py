@@ -30,7 +30,7 @@ def leaks_by_change(subject: Subject, training: bool) -> Iterator[Leak]:
                 x_changed[:, s:end] = scale * other[:, s:end]
                 y_changed = call(mixer, x_changed, tokens, training=training)
                 yield from _changes_before(y, y_changed, s, changed)
-            for shift in (0, 1) if mixer.needs_tokens else ():
+            for shift in (0, 1) if mixer.needs_tokens or subject.own else ():
                 tokens_changed = tokens.clone()
                 tokens_changed[:, s] = (tokens[:, s - 1] + shift) % VOCAB_SIZE
                 y_changed = call(mixer, x, tokens_changed, training=training)
@@ -55,7 +55,13 @@ def leaks_by_gradient(subject: Subject, training: bool) -> Iterator[Leak]:
     largest = 1e-12
     found: list[tuple[int, int, float]] = []
     for t in range(subject.seq_len):
-        (gradient,) = torch.autograd.grad((y * weights)[:, t].sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            (y * weights)[:, t].sum(),
+            x,
+            retain_graph=True,
+            allow_unused=True,  # as by a mixer that reads tokens alone
+            materialize_grads=True,
+        )
         largest = max(largest, size_of(gradient))
         by_position = gradient[:, t + 1 :].abs().amax((0, 2)).tolist()
         found += [(t, t + 1 + i, value) for i, value in enumerate(by_position) if value > 0]
