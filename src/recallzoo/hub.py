@@ -129,6 +129,28 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Mixers own their initialisation."""
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As of any model of transformers, with the buffers too that are not stored."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._fill_buffers()
+        return loaded
+
+    def _fill_buffers(self) -> None:
+        """Give buffers that are not stored what building a mixer gives them: transformers leaves
+        memory there that nobody wrote."""
+        described = model_config(self.config.model)
+        for config, block in zip(described.layer_mixers(), self.model.blocks, strict=True):
+            stored = block.mixer.state_dict().keys()  # pyright: ignore
+            lacking = {n: b for n, b in block.mixer.named_buffers() if n not in stored}  # pyright: ignore
+            if lacking:
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    fresh = config.build(described.d_model, self.config.max_position_embeddings)
+                    for name, buffer in fresh.named_buffers():
+                        if name in lacking:
+                            lacking[name].copy_(buffer)
+
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.model.embedding.tokens
 

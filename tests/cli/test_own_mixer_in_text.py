@@ -49,6 +49,36 @@ def test_it_is_trained_in_the_special_layers_and_exported_with_its_file(run):
     assert (run / "model" / "ema.py").read_bytes() == FILE.read_bytes()
 
 
+def test_its_buffers_are_as_they_were_stored_or_not(data, tmp_path, monkeypatch):
+    drawn = []
+    update = Engine.update
+
+    def noted(self: Engine, at: int) -> float:
+        drawn.append(dict(self.model.named_buffers()))
+        return update(self, at)
+
+    monkeypatch.setattr(Engine, "update", noted)
+    out, again = tmp_path / "run", tmp_path / "again"
+    words = ("pretrain", "base_conv_attention-70m", "--mixer", f"{FILE}:Buffered", "--data", data)
+    assert main([str(word) for word in (*words, "--out", out, *SMALL)]) == 0
+    words = ("export", out, "--mixer", f"{FILE}:Buffered", "--out", again)
+    assert main([str(word) for word in words]) == 0
+    wanted = {name.removeprefix("blocks."): value for name, value in drawn[-1].items()}
+    assert len(wanted) == 2
+    for folder in (out / "model", again):
+        loaded = RecallzooForCausalLM.from_pretrained(folder)
+        for name, buffer in loaded.model.blocks.named_buffers():
+            assert torch.equal(buffer, wanted.pop(name) if folder == again else wanted[name])
+    assert not wanted
+
+
+def test_a_buffer_that_is_drawn_at_random_and_not_stored_is_refused(run_cli, data, tmp_path):
+    words = ("pretrain", "attention-70m", "--mixer", f"{FILE}:Forgetful", "--data", data)
+    outcome = run_cli(*words, "--out", tmp_path / "run", *SMALL)
+    require_mistake(outcome, "its buffer shift is drawn at random", "Leave persistent=False out")
+    assert not (tmp_path / "run").exists()
+
+
 def test_its_file_may_be_worked_on_while_a_model_trains(data, tmp_path, monkeypatch):
     """The export at the end is of what was trained."""
     file = shutil.copyfile(FILE, tmp_path / "mine.py")

@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+import torch
+
 from recallzoo.contract import ContractReport, check_mixer
 from recallzoo.errors import ContractViolation, UserError
 from recallzoo.mixers import MixerConfig, mixer, state_size
@@ -51,7 +53,9 @@ def check_for_text(name: str, precision: str) -> None:
     Raises ContractViolation for one whose loss would be false, or that cannot be trained; UserError
     if it does not work in that precision.
     """
-    report = _checked(name, mixer(name))
+    config = mixer(name)
+    report = _checked(name, config)
+    _refuse_lost_buffers(name, config)
     bfloat16 = next(check for check in report.checks if check.name == "bfloat16")
     if precision == "bf16" and not bfloat16.passed:
         raise UserError(
@@ -59,6 +63,23 @@ def check_for_text(name: str, precision: str) -> None:
             f"trained unless --precision says otherwise. Give --precision fp32, or change the "
             f"mixer."
         )
+
+
+def _refuse_lost_buffers(name: str, config: MixerConfig) -> None:
+    """What is drawn at random and not stored would be another when the model is loaded."""
+    built = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built.append(config.build(16, 17))
+    stored = built[0].state_dict().keys()
+    for (key, first), (_, second) in zip(*(one.named_buffers() for one in built), strict=True):
+        if key not in stored and not torch.equal(first, second):
+            raise ContractViolation(
+                f"{name} is refused: its buffer {key.removeprefix('module.')} is drawn at random "
+                f"and not stored (persistent=False), so that a loaded model would have another. "
+                f"Leave persistent=False out. Nothing was trained."
+            )
 
 
 def _checked(name: str, config: MixerConfig, seq_len: int = MOST_TOKENS) -> ContractReport:

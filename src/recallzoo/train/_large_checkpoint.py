@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from recallzoo.errors import StoreError, UserError
 from recallzoo.files import TEMPORARY_PREFIX, read_json, write_json
-from recallzoo.train._large_model import Processes
+from recallzoo.train._large_model import Processes, stored_buffers
 
 CHECKPOINT_VERSION = 1
 ABOUT = "checkpoint.json"
@@ -208,13 +208,15 @@ def load_tensors(path: Path, state: dict[str, Tensor], *, distributed: bool = Fa
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and AdamW's moments by name: the tensors themselves, to be saved or filled."""
+    """Weights, AdamW's moments and stored buffers by name: the tensors themselves, to be saved or
+    filled."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         state[f"model.{name}"] = parameter.detach()
         moments = optimizer.state[parameter]
         for moment in ("exp_avg", "exp_avg_sq"):
             state[f"{moment}.{name}"] = moments[moment]
+    state |= {f"model.{name}": buffer for name, buffer in stored_buffers(model)}
     return state
 
 

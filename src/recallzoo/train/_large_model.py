@@ -271,11 +271,18 @@ def end_evaluation(module: nn.Module) -> None:
     module.train()
 
 
+def stored_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Buffers that belong to a model's state. Only mixers of a user's own have any."""
+    buffers = list(model.named_buffers())
+    stored = model.state_dict().keys() if buffers else ()
+    return [(name, buffer) for name, buffer in buffers if name in stored]
+
+
 def full_state(model: LanguageModel, vocab_size: int) -> dict[str, Tensor]:
-    """All weights on the CPU, without the rows that padded the vocabulary. A step of all
-    processes; they all get the weights."""
+    """All weights and stored buffers on the CPU, without the rows that padded the vocabulary. A
+    step of all processes; they all get them."""
     state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *stored_buffers(model)):
         whole: Any = parameter.detach()
         if hasattr(whole, "full_tensor"):
             whole = whole.full_tensor()

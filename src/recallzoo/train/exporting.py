@@ -9,7 +9,7 @@ from recallzoo.hub import export, is_export, model_config
 from recallzoo.model import LanguageModel
 from recallzoo.text import open_data
 from recallzoo.train._large_checkpoint import check, finished_steps, load_tensors
-from recallzoo.train._large_model import full_state, padded
+from recallzoo.train._large_model import full_state, padded, stored_buffers
 from recallzoo.train._pretrain_plan import read_run
 
 
@@ -48,7 +48,8 @@ def export_run(
     with torch.device("meta"):
         model = LanguageModel(described, vocab_size=padded(vocab_size), max_seq_len=context)
     model.to_empty(device="cpu")
-    load_tensors(path, {f"model.{n}": p.detach() for n, p in model.named_parameters()})
+    tensors = (*model.named_parameters(), *stored_buffers(model))
+    load_tensors(path, {f"model.{name}": tensor.detach() for name, tensor in tensors})
     export(
         out,
         described,

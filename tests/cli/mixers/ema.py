@@ -68,6 +68,30 @@ class ChangesItsCache(RunningMean):
         return y, {"matrix": cache["matrix"].copy_(new["matrix"])}
 
 
+class Buffered(RunningMean):
+    """With a buffer that is stored and one that is not."""
+
+    def __init__(self, d_model, max_seq_len):
+        super().__init__(d_model, max_seq_len)
+        self.register_buffer("scale", torch.rand(d_model))
+        self.register_buffer("shift", torch.full((d_model,), 0.5), persistent=False)
+
+    def forward(self, x):
+        return super().forward(x) * self.scale + self.shift
+
+    def step(self, x_t, cache):
+        y, new = super().step(x_t, cache)
+        return y * self.scale + self.shift, new
+
+
+class Forgetful(Buffered):
+    """What it draws is not stored."""
+
+    def __init__(self, d_model, max_seq_len):
+        super().__init__(d_model, max_seq_len)
+        self.register_buffer("shift", torch.rand(d_model), persistent=False)
+
+
 class WrongShape(RunningMean):
     def forward(self, x):
         return super().forward(x)[:, :-1]
