@@ -64,8 +64,8 @@ class ChangesItsInput(RunningMean):
 
 class ChangesItsCache(RunningMean):
     def step(self, x_t, cache):
-        y, new = super().step(x_t, cache)
-        return y, {"matrix": cache["matrix"].copy_(new["matrix"])}
+        cache["matrix"].mul_(self.decay).add_((1 - self.decay) * x_t)
+        return torch.sigmoid(self.gate(x_t)) * cache["matrix"], cache
 
 
 class Buffered(RunningMean):
