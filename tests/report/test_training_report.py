@@ -1,6 +1,7 @@
 """The page of pretraining runs."""
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from browser import Page
 from stores import HOSTILE, result, store_of
 
 from recallzoo.cli import main
-from recallzoo.errors import StoreError, UserError
+from recallzoo.errors import UserError
 from recallzoo.report import write_training_report
-from recallzoo.report._training import MOST_POINTS, _curve, _names, _read, draw, runs_table
+from recallzoo.report._training import MOST_POINTS, _curve, _names, draw, runs_table
+from recallzoo.report._training_run import read_training
 
 CONTEXT, BATCH = 16, 4
 
@@ -26,6 +28,9 @@ def run(
     hits: float = 2.0,
     cuts: tuple[int, ...] = (12, 123),
     tokenizer: str = "t",
+    context: int = CONTEXT,
+    checksum: str | None = "c",
+    repeated: float | None = 0.125,
     preset: str = "attention-70m",
     notes: tuple[str, ...] = (),
 ) -> Path:
@@ -33,8 +38,8 @@ def run(
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
         "preset": preset,
-        "data": {"corpus": "text", "tokenizer_hash": tokenizer, "train_checksum": "c"},
-        "order": {"seed": 0, "context": CONTEXT, "global_batch": BATCH},
+        "data": {"corpus": "text", "tokenizer_hash": tokenizer, "train_checksum": checksum},
+        "order": {"seed": 0, "context": context, "global_batch": BATCH},
         "steps": of,
         "optimizer": {"learning_rate": 8e-4},
         "precision": "bf16",
@@ -53,6 +58,7 @@ def run(
         )
         if step % 5 == 0:
             look = {"step": step, "valid_loss_nats": loss + 0.5 / step}
+            look |= {"valid_repeated_share": repeated}
             for cut in cuts:
                 look[f"valid_ar_hit_{cut}_loss_nats"] = hits + cut / step
                 look[f"valid_other_{cut}_loss_nats"] = loss + 1
@@ -65,6 +71,7 @@ def run(
             "mfu": 0.31,
             "device": "CPU",
             "compile": "none",
+            "valid": next((line for line in reversed(lines) if "valid_loss_nats" in line), None),
             "notes": list(notes),
             "provenance": {"commit": "0123abc", "torch": "2.13.0"},
         }
@@ -73,7 +80,7 @@ def run(
 
 
 def row(folders: list[Path], number: int) -> dict[str, Any]:
-    table = runs_table([_read(folder, folder.name) for folder in folders])
+    table = runs_table([read_training(folder, folder.name) for folder in folders])
     titles = [column["title"] for column in table["columns"]]
     return dict(zip(titles, table["rows"][number], strict=True))
 
@@ -86,7 +93,7 @@ def values(figure, panel: str, series: str) -> list[tuple[int, float]]:
 
 def test_losses_on_hits_and_others_stand_over_tokens_in_a_panel_for_each_cut(tmp_path):
     folders = [run(tmp_path / "a"), run(tmp_path / "b", loss=4.0, cuts=(12,))]
-    validation, training = draw([_read(folder, folder.name) for folder in folders])
+    validation, training = draw([read_training(folder, folder.name) for folder in folders])
     tokens = 5 * CONTEXT * BATCH
     assert values(validation, "AR hits; at most 12 in training", "a") == [
         (tokens, 2.0 + 12 / 5),
@@ -99,7 +106,7 @@ def test_losses_on_hits_and_others_stand_over_tokens_in_a_panel_for_each_cut(tmp
 
 def test_long_curves_are_means_over_stretches_and_end_where_the_run_does(tmp_path):
     steps = 3 * MOST_POINTS - 1
-    one = _read(run(tmp_path / "a", steps, of=steps), "a")
+    one = read_training(run(tmp_path / "a", steps, of=steps), "a")
     for column in ("loss_nats", "tokens_per_second"):
         curve = _curve(one, column)
         assert len(curve) == MOST_POINTS
@@ -155,15 +162,63 @@ def test_what_a_run_says_is_never_markup(tmp_path):
     assert "<img src=x>" not in page
 
 
-def test_runs_without_a_step_and_damaged_ones_are_named_and_nothing_is_written(tmp_path):
+def test_a_run_without_a_step_is_named_and_nothing_is_written(tmp_path):
     empty = run(tmp_path / "empty", 0)
     with pytest.raises(UserError, match="empty has no step"):
         write_training_report([run(tmp_path / "a"), empty], tmp_path / "out")
-    for content in ("{}", '{"order": {"context": "8"}}', "[]", "{"):
-        (empty / "pretrain.json").write_text(content)
-        with pytest.raises(StoreError, match=r"pretrain\.json"):
-            write_training_report([empty], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "words"),
+    [
+        ("pretrain.json", None, "{", "it is not valid JSON"),
+        ("pretrain.json", None, "[]", "it is [], where names with values are wanted"),
+        ("pretrain.json", None, "{}", "preset is missing"),
+        ("pretrain.json", "steps", "10", 'steps is "10", where a whole number is wanted'),
+        (
+            "pretrain.json",
+            "optimizer",
+            {"learning_rate": math.nan},
+            "optimizer.learning_rate is NaN",
+        ),
+        ("pretrain.json", "data", {"corpus": "x", "tokenizer_hash": ["t"]}, 'hash is ["t"]'),
+        ("summary.json", None, "", "it is not valid JSON"),
+        ("summary.json", None, "[" * 10**6, "it is not valid JSON"),
+        ("summary.json", "notes", 5, "notes is 5, where a list is wanted"),
+        ("summary.json", "provenance", "x", 'provenance is "x", where a group of names'),
+        ("summary.json", "mfu", math.inf, "mfu is Infinity, where a finite number is wanted"),
+        ("metrics.jsonl", "loss_nats", math.nan, "line 1 of "),
+        ("metrics.jsonl", "valid_loss_nats", None, "line 1 of "),
+        pytest.param("metrics.jsonl", "grad_norm", 10**400, "line 1 of ", id="a number too large"),
+        ("metrics.jsonl", None, "", "has no step, where summary.json says"),
+    ],
+)
+def test_a_damaged_run_is_named_and_no_advice_costs_a_checkpoint(
+    tmp_path, capsys, file, name, value, words
+):
+    path = run(tmp_path / "a") / file
+    if name is not None:
+        first, *others = path.read_text().splitlines()
+        value = "\n".join([json.dumps({**json.loads(first), name: value}), *others])
+    path.write_text(value)
+    assert main(["report", str(path.parent), "--formats", "html"]) == 2
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert words in message
+    assert f"make the report without {path.parent}. Delete nothing" in message
+    assert not (path.parent / "report").exists()
+
+
+def test_a_finished_run_that_lost_its_last_lines_says_so(tmp_path):
+    whole, steps, looks = (run(tmp_path / name) for name in ("whole", "steps", "looks"))
+    for folder, left in ((steps, -2), (looks, -1)):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        (folder / "metrics.jsonl").write_text("\n".join(lines[:left]))
+    write_training_report([whole, steps, looks], tmp_path / "out", ("html",))
+    page = (tmp_path / "out" / "training.html").read_text()
+    for name, times in (("whole", 0), ("steps", 1), ("looks", 1)):
+        assert page.count(f"{name} is finished, but its metrics end before it did") == times
 
 
 def test_a_run_without_looks_has_the_curves_of_its_steps(tmp_path):

@@ -1,28 +1,24 @@
 """From the folders of pretraining runs to a page: loss over training, and when recall appears."""
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from recallzoo.errors import StoreError, UserError
-from recallzoo.files import read_json, write_text
+from recallzoo.errors import UserError
+from recallzoo.files import write_text
 from recallzoo.report._about import counted
 from recallzoo.report._charts import Figure, Look, faceted, fading, tooltip
 from recallzoo.report._entries import plain
 from recallzoo.report._page import chart_data, page
+from recallzoo.report._training_run import Training, read_training
 from recallzoo.report._write import FORMATS, write_figures
 from recallzoo.result import PRETRAINING_RUN
-from recallzoo.train._pretrain_log import SUMMARY, read_metrics
 
 MOST_POINTS = 300
 """Of a curve; more steps are drawn as that many stretches of equal length."""
-_BY_CUT = re.compile(r"valid_(ar_hit|other)_(\d+)_loss_nats")
 _STEPS: dict[str, tuple[str, Callable[[Iterable[float]], float]]] = {
     "loss_nats": ("loss, nats a token", statistics.fmean),
     "grad_norm": ("norm of the gradient", statistics.fmean),
@@ -30,37 +26,6 @@ _STEPS: dict[str, tuple[str, Callable[[Iterable[float]], float]]] = {
     "tokens_per_second": ("tokens a second", statistics.median),
 }
 """What is drawn of steps: its panel, and how a stretch of steps is one number."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """One run: what it trains, and how far it has come."""
-
-    name: str
-    config: dict[str, Any]
-    lines: list[dict[str, Any]]
-    summary: dict[str, Any] | None
-    """None while the run is not finished."""
-
-    @property
-    def tokens_per_step(self) -> int:
-        order = self.config["order"]
-        return order["context"] * order["global_batch"]
-
-    @cached_property
-    def steps(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "loss_nats" in line]
-
-    @cached_property
-    def looks(self) -> list[dict[str, Any]]:
-        """At the validation split."""
-        return [line for line in self.lines if "valid_loss_nats" in line]
-
-    @cached_property
-    def cuts(self) -> list[int]:
-        """Most training occurrences of an AR hit's pair, ascending."""
-        names = {name for line in self.looks for name in line}
-        return sorted({int(found[2]) for name in names if (found := _BY_CUT.fullmatch(name))})
 
 
 def is_training(folder: Path) -> bool:
@@ -73,18 +38,19 @@ def write_training_report(
 ) -> list[Path]:
     """Write `training.html` and each of its charts as SVG and PNG; return their paths.
 
-    Raises UserError for a folder without a step in its metrics, StoreError for a damaged one or
+    Raises UserError for a folder that is damaged or without a step in its metrics, StoreError
     where the report cannot be written. Equal runs give equal files.
     """
     if out_folder.exists() and not out_folder.is_dir():
         raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
-    runs = [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    names = _names(folders)
+    runs = [read_training(folder, name) for folder, name in zip(folders, names, strict=True)]
     figures = draw(runs)
     written = write_figures(figures, out_folder, formats)
     if "html" in formats:
         text = page(
             "training.html.j2",
-            names=[run.name for run in runs],
+            names=names,
             verdict=_verdict(runs),
             notes=[plain(note) for note in _notes(runs)],
             figures=figures,
@@ -107,28 +73,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(number) for number in range(1, len(parts) + 1)]
-
-
-def _read(folder: Path, name: str) -> Training:
-    config = read_json(folder / PRETRAINING_RUN)
-    path = folder / SUMMARY
-    summary = read_json(path) if path.exists() else None
-    try:
-        wanted = (config["order"]["context"], config["order"]["global_batch"], config["steps"])
-        texts = (config["preset"], config["data"]["corpus"], config["data"]["tokenizer_hash"])
-        known = all(isinstance(n, int) for n in wanted) and all(isinstance(t, str) for t in texts)
-        known = known and isinstance(config["optimizer"]["learning_rate"], int | float)
-    except (KeyError, TypeError):
-        known = False
-    if not known or not (summary is None or isinstance(summary, dict)):
-        raise StoreError(
-            f"{folder / PRETRAINING_RUN} or {path.name} beside it is damaged: it does not say "
-            f"what a pretraining run says. Put it back as it was."
-        )
-    run = Training(name, config, read_metrics(folder), summary)
-    if not run.steps:
-        raise UserError(f"{folder} has no step in its metrics yet. Train some first.")
-    return run
 
 
 def draw(runs: list[Training]) -> list[Figure]:
@@ -246,7 +190,7 @@ def runs_table(runs: list[Training]) -> dict[str, Any]:
     for run in runs:
         last, look = run.steps[-1], run.looks[-1] if run.looks else {}
         known = run.summary or {}
-        rates = [line["tokens_per_second"] for line in run.steps if "tokens_per_second" in line]
+        rates = [rate for line in run.steps if (rate := line.get("tokens_per_second")) is not None]
         rows.append(
             [
                 run.name,
@@ -314,6 +258,10 @@ def _notes(runs: list[Training]) -> list[str]:
         notes.append("The runs are on different training data.")
     for run in runs:
         notes += [f"{run.name} is not finished: {_status(run)}."] * (run.summary is None)
+        notes += [
+            f"{run.name} is finished, but its metrics end before it did: the last lines are gone, "
+            f"and what is shown is older than its end."
+        ] * run.is_cut_short
         notes += [f"{run.name} has no look at a validation split."] * (not run.looks)
         notes += [f"{run.name}: {note}" for note in (run.summary or {}).get("notes") or []]
     return notes

@@ -16,6 +16,12 @@ from recallzoo.options import fits
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 """How a run went, and what came of it: files of its folder."""
+_GO_ON = (
+    "Put it right, or move the file away and run the same command: training goes on, and only the "
+    "metrics before are missing."
+)
+_NEEDED = {"loss_nats": ("seconds",), "valid_loss_nats": ()}
+"""What a line of a step, and one of a look at the validation split, has beside it."""
 
 
 class Metrics:
@@ -42,9 +48,9 @@ class Metrics:
             sink(step, values)
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, remedy: str = _GO_ON) -> list[dict[str, Any]]:
     """The lines of a run's metrics; none if there is no file. A kill may have cut the last one,
-    which is left out. StoreError if another one is damaged."""
+    which is left out. StoreError, which ends with the `remedy`, if another one is damaged."""
     path = folder / METRICS
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []
@@ -55,9 +61,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         found.pop()
     if None in found:
         raise StoreError(
-            f"line {found.index(None) + 1} of {path} is damaged. Put it right, or move the file "
-            f"away and run the same command: training goes on, and only the metrics before are "
-            f"missing."
+            f"line {found.index(None) + 1} of {path} is damaged, where a step with finite numbers "
+            f"is wanted. {remedy}"
         )
     return [line for line in found if line is not None]
 
@@ -65,17 +70,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _whole(line: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    required = (
-        ("step", "seconds") if isinstance(values, dict) and "loss_nats" in values else ("step",)
-    )
-    is_whole = (
-        isinstance(values, dict)
-        and all(values.get(name) is not None for name in required)
-        and all(fits(value, float | None) for value in values.values())
-    )
+    if not isinstance(values, dict) or not fits(values.get("step"), int):
+        return None
+    for name, others in _NEEDED.items():
+        if name in values and any(values.get(one) is None for one in (name, *others)):
+            return None
+    is_whole = all(fits(value, float | None) and is_finite(value) for value in values.values())
     return values if is_whole else None
+
+
+def is_finite(value: Any) -> bool:
+    """False for what is no number in JSON, and for one that is too large for a float."""
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
 def open_sinks(
