@@ -139,12 +139,29 @@ def test_the_lowest_losses_are_named(tmp_path):
     assert "Validation loss: 2.050 nats a token (b, the lowest of 2); on AR hits 2.200 (a)." in page
 
 
-def test_losses_of_different_tokens_are_not_compared(tmp_path):
-    folders = [run(tmp_path / "a"), run(tmp_path / "b", tokenizer="other")]
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"tokenizer": "other"}, "different tokenizers (a: t; b: other)"),
+        ({"context": 32}, "contexts of different lengths (a: 16 tokens; b: 32 tokens)"),
+        ({"checksum": "dead"}, "different training data (a: c; b: dead)"),
+        ({"repeated": 0.25}, "different validation data, or at more or less of it"),
+    ],
+    ids=["tokenizers", "contexts", "training data", "validation data"],
+)
+def test_losses_that_cannot_be_compared_have_no_lowest_and_say_why(tmp_path, other, words):
+    folders = [run(tmp_path / "a"), run(tmp_path / "b", **other)]
     write_training_report(folders, tmp_path / "out", ("html",))
     page = (tmp_path / "out" / "training.html").read_text()
-    assert "different tokenizers" in page
+    assert words in page
+    assert page.count("cannot be compared") == 1
     assert "the lowest of" not in page
+
+
+def test_what_old_runs_did_not_keep_does_not_tell_them_apart(tmp_path):
+    folders = [run(tmp_path / "a"), run(tmp_path / "b", checksum=None, repeated=None)]
+    write_training_report(folders, tmp_path / "out", ("html",))
+    assert "the lowest of 2" in (tmp_path / "out" / "training.html").read_text()
 
 
 def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):

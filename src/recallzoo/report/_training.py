@@ -240,22 +240,50 @@ def _verdict(runs: list[Training]) -> str:
 def _incomparable(runs: list[Training]) -> list[str]:
     """Sentences of what keeps losses from being compared."""
     found = []
-    if len({run.config["data"]["tokenizer_hash"] for run in runs}) > 1:
+    if by_tokenizer := _differing(runs, lambda run: run.config["data"]["tokenizer_hash"][:8]):
         found.append(
-            "The runs are on data of different tokenizers: their losses are of different tokens, "
-            "and cannot be compared."
+            f"The runs are on data of different tokenizers ({by_tokenizer}): their losses are of "
+            f"different tokens, and cannot be compared."
+        )
+    elif by_data := _differing(runs, lambda run: _checksum(run)[:8]):
+        found.append(
+            f"The runs are on different training data ({by_data}): their losses cannot be compared."
+        )
+    if by_context := _differing(runs, lambda run: f"{run.config['order']['context']:,} tokens"):
+        found.append(
+            f"The runs have contexts of different lengths ({by_context}): a longer one leaves more "
+            f"to be recalled, and their losses cannot be compared."
+        )
+    # No checksum of the validation split is kept; what share of it repeats is, at each look.
+    if not found and (by_share := _differing(runs, _repeated)):
+        found.append(
+            f"The runs look at different validation data, or at more or less of it (share of pairs "
+            f"that are repeated in context: {by_share}): their losses cannot be compared."
         )
     return found
 
 
+def _differing(runs: list[Training], value_of: Callable[[Training], str]) -> str:
+    """Which runs have which value, in words; "" where all that have one have the same."""
+    by_value: dict[str, list[str]] = {}
+    for run in runs:
+        if value := value_of(run):
+            by_value.setdefault(value, []).append(run.name)
+    groups = [f"{', '.join(names)}: {value}" for value, names in by_value.items()]
+    return "; ".join(groups) if len(groups) > 1 else ""
+
+
+def _checksum(run: Training) -> str:
+    return run.config["data"].get("train_checksum") or ""
+
+
+def _repeated(run: Training) -> str:
+    share = run.looks[-1].get("valid_repeated_share") if run.looks else None
+    return "" if share is None else f"{100 * share:.6g} %"
+
+
 def _notes(runs: list[Training]) -> list[str]:
     notes = _incomparable(runs)
-    if len({run.config["order"]["context"] for run in runs}) > 1:
-        notes.append(
-            "The runs have contexts of different lengths: a longer one leaves more to be recalled."
-        )
-    if len({run.config["data"].get("train_checksum") for run in runs}) > 1:
-        notes.append("The runs are on different training data.")
     for run in runs:
         notes += [f"{run.name} is not finished: {_status(run)}."] * (run.summary is None)
         notes += [
