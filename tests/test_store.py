@@ -64,7 +64,9 @@ losses = st.none() | st.floats(0, 100)
     status=st.sampled_from(["solved", "finished", "diverged", "group_solved"]),
     loss=losses,
     state=st.dictionaries(st.sampled_from(["kv", "conv", "matrix"]), st.integers(0, 2**40)),
-    metrics=st.lists(st.fixed_dictionaries({"epoch": st.integers(1, 99), "loss": losses})),
+    metrics=st.lists(
+        st.fixed_dictionaries({"epoch": st.integers(1, 99), "loss": losses}), min_size=1
+    ),
     rows=st.lists(
         st.builds(
             SliceRow,
@@ -204,7 +206,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("name", "how"),
     [("result.json", how) for how in ("cut", "zeros", "[]", '{"hash": 1}', "null")]
-    + [("metrics.jsonl", how) for how in ("missing", "cut", "zeros")]
+    + [("metrics.jsonl", how) for how in ("missing", "cut", "zeros", "")]
     + [("rows.parquet", how) for how in ("missing", "cut", "zeros", "PAR1")],
 )
 def test_a_damaged_run_is_named_with_the_way_out(tmp_path, name, how):

@@ -53,6 +53,7 @@ class Result:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Versions, commit, device, pack size, and every fallback taken."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    """One line for each look at the validation set; what is stored has at least one."""
     rows: list[SliceRow] = field(default_factory=list)
 
 

@@ -164,6 +164,8 @@ class Store:
             content = read_json(folder / "result.json")
             self._require_result(content, folder)
             lines = (folder / "metrics.jsonl").read_text().splitlines()
+            if not lines:
+                raise ValueError("metrics.jsonl is empty, and a finished run has lines in it")
             rows = pl.read_parquet(folder / "rows.parquet", glob=False)
             return Result(
                 **content,
