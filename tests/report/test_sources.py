@@ -7,6 +7,9 @@ from stores import HOSTILE, result, store_of
 from recallzoo.cells import cells
 from recallzoo.errors import StoreError, UserError
 from recallzoo.report import open_runs, write_report
+from recallzoo.report._charts import Look
+from recallzoo.report._entries import entries, labels_of
+from recallzoo.report._slices import slice_figures
 from recallzoo.store import Store
 
 RUNS = [
@@ -65,6 +68,23 @@ def test_a_run_of_several_places_counts_once_and_is_the_first_ones(tmp_path):
     assert runs.rows_of(RUNS[0].hash) == RUNS[0].rows
     assert runs.rows_of(RUNS[1].hash) == []
     assert "1 runs stand in more than one of the places given" in runs.remarks[-1]
+
+
+def test_charts_by_slice_say_which_runs_they_lack(tmp_path):
+    seeds = [result("base_conv", seed=seed) for seed in (0, 1)]
+    folder = store_of(tmp_path / "a", seeds[:1]).folder
+    table = store_of(tmp_path / "b", [seeds[1], result("h3")]).write_table()
+    for paths, words in (
+        ([folder], "all seeds together."),
+        ([folder, table], "Runs that lack it are left out: base_conv (1 of 2), h3 (1 of 1)."),
+    ):
+        runs = open_runs(paths)
+        found = entries(runs.results)
+        (figure,) = slice_figures(found, Look.of(labels_of(found)), runs.rows_of)
+        assert words in figure.caption
+        assert ("all seeds" in figure.caption) == (paths == [folder])
+        (rows,) = figure.spec["datasets"].values()
+        assert {row["runs"] for row in rows} == {seeds[0].hash}
 
 
 def test_a_run_planned_in_one_place_and_finished_in_another_is_not_missing(tmp_path):

@@ -1,7 +1,7 @@
 """Accuracy by slice: by distance, by number of pairs, by what makes the task hard."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import altair as alt
@@ -9,7 +9,7 @@ import altair as alt
 from recallzoo.cells import rates_text
 from recallzoo.report._charts import Figure, Look, accuracy_axis, faceted, fading, tooltip
 from recallzoo.report._entries import Entry, plain
-from recallzoo.result import SliceRow
+from recallzoo.result import Result, SliceRow
 
 MOST_VALUES = 24
 """A slice with more values is shown in bins, two for each doubling."""
@@ -24,9 +24,13 @@ def slice_figures(
     """A figure for each slice that has more than one value, over the runs at each cell's best
     learning rate. `rows_of` gives the rows of a run."""
     counts: dict[str, dict[int, dict[int, list[int]]]] = defaultdict(dict)
+    sliced: list[list[Result]] = []
     for number, entry in enumerate(found):
+        sliced.append([])
         for result in entry.cell.at_best:
-            for row in rows_of(result.hash):
+            rows = rows_of(result.hash)
+            sliced[-1] += [result] * bool(rows)
+            for row in rows:
                 by_value = counts[row.slice].setdefault(number, {})
                 sums = by_value.setdefault(row.value, [0, 0])
                 sums[0] += row.correct
@@ -34,7 +38,7 @@ def slice_figures(
     figures = []
     for name, by_entry in sorted(counts.items()):
         if len({value for by_value in by_entry.values() for value in by_value}) > 1:
-            figures.append(_figure(plain(name), found, by_entry, look))
+            figures.append(_figure(plain(name), found, by_entry, look, sliced))
     return figures
 
 
@@ -49,7 +53,11 @@ def bins(values: list[int]) -> list[tuple[int, int]]:
 
 
 def _figure(
-    name: str, found: list[Entry], by_entry: dict[int, dict[int, list[int]]], look: Look
+    name: str,
+    found: list[Entry],
+    by_entry: dict[int, dict[int, list[int]]],
+    look: Look,
+    sliced: list[list[Result]],
 ) -> Figure:
     values = sorted({value for by_value in by_entry.values() for value in by_value})
     edges = bins(values)
@@ -69,8 +77,8 @@ def _figure(
                         "values": str(low) if low == high else f"{low} to {high}",
                         "accuracy": sum(sums[0] for sums in members) / total,
                         "queries": total,
-                        "learning_rate": rates_text(entry.cell.learning_rates),
-                        "runs": ", ".join(result.hash for result in entry.cell.at_best),
+                        "learning_rate": rates_text(_rates(sliced[number])),
+                        "runs": ", ".join(result.hash for result in sliced[number]),
                     }
                 )
     look = look.within(rows)
@@ -90,10 +98,32 @@ def _figure(
         base.mark_line(strokeWidth=2),
         base.mark_point(filled=True, size=45).encode(shape=look.shape(), tooltip=shown),
     ]
-    caption = f"Test accuracy by {words}, at each model's best learning rate, all seeds together."
+    caption = (
+        f"Test accuracy by {words}, at each model's best learning rate, {_seeds(found, sliced)}"
+    )
     if len(edges) < len(values):
         caption += f" The {len(values)} values are put into {len(edges)} bins, two a doubling."
     return faceted(f"slice_{_file_name(name)}", f"Accuracy by {words}", caption, rows, layers)
+
+
+def _rates(runs: list[Result]) -> list[float]:
+    return sorted({run.config["optimizer"]["learning_rate"] for run in runs})
+
+
+def _seeds(found: list[Entry], sliced: list[list[Result]]) -> str:
+    """How seeds are put together, and which runs are left out of all slices."""
+    runs: Counter[str] = Counter()
+    lacking: Counter[str] = Counter()
+    for entry, drawn in zip(found, sliced, strict=True):
+        runs[entry.series] += len(entry.cell.at_best)
+        lacking[entry.series] += len(entry.cell.at_best) - len(drawn)
+    if not lacking.total():
+        return "all seeds together."
+    words = [f"{series} ({n} of {runs[series]})" for series, n in sorted(lacking.items()) if n]
+    return (
+        f"the seeds together whose accuracy by slice is kept. Runs that lack it are left out: "
+        f"{', '.join(words)}."
+    )
 
 
 def _axis(words: str, values: list[int]) -> alt.X:
