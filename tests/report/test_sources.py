@@ -1,11 +1,15 @@
 """Reports on several folders and on tables."""
 
+from datetime import date
+from decimal import Decimal
+
 import polars as pl
 import pytest
 from stores import HOSTILE, result, store_of
 
 from recallzoo.cells import cells
-from recallzoo.errors import StoreError, UserError
+from recallzoo.cli import main
+from recallzoo.errors import UserError
 from recallzoo.report import open_runs, write_report
 from recallzoo.report._charts import Look
 from recallzoo.report._entries import entries, labels_of
@@ -46,6 +50,7 @@ def test_a_page_of_a_table_says_what_it_lacks(tmp_path):
     assert "accuracy.svg" in {path.name for path in written}
     page = (out / "report.html").read_text()
     assert "table.parquet is a table of runs: it has no accuracy by slice" in page
+    assert "Neither fallbacks nor runs that are not finished stand in it" in page
     assert HOSTILE not in page
 
 
@@ -60,11 +65,13 @@ def test_runs_of_several_places_are_drawn_as_one(tmp_path):
         assert joined.rows_of(one.hash) == one.rows
 
 
-def test_a_run_of_several_places_counts_once_and_is_the_first_ones(tmp_path):
-    first = store_of(tmp_path / "a", RUNS[:1])
+@pytest.mark.parametrize("order", [1, -1], ids=["folder first", "table first"])
+def test_a_run_of_several_places_counts_once_and_is_a_folders_before_a_tables(tmp_path, order):
+    folder = store_of(tmp_path / "a", RUNS[:1]).folder
     table = store_of(tmp_path / "b", RUNS).write_table()
-    runs = open_runs([first.folder, table])
+    runs = open_runs([folder, table][::order])
     assert len(runs.results) == len(RUNS)
+    assert "fallbacks" in next(r for r in runs.results if r.hash == RUNS[0].hash).provenance
     assert runs.rows_of(RUNS[0].hash) == RUNS[0].rows
     assert runs.rows_of(RUNS[1].hash) == []
     assert "1 runs stand in more than one of the places given" in runs.remarks[-1]
@@ -85,6 +92,17 @@ def test_charts_by_slice_say_which_runs_they_lack(tmp_path):
         assert ("all seeds" in figure.caption) == (paths == [folder])
         (rows,) = figure.spec["datasets"].values()
         assert {row["runs"] for row in rows} == {seeds[0].hash}
+
+
+def test_a_run_twice_in_a_table_counts_once_and_the_page_says_so(tmp_path):
+    table = store_of(tmp_path / "runs", RUNS).write_table()
+    rows = pl.read_parquet(table)
+    second = rows[:2].with_columns(test_accuracy=pl.lit(0.125))
+    pl.concat([rows, second]).write_parquet(table)
+    runs = open_runs([table])
+    assert [one.hash for one in runs.results] == rows["hash"].to_list()
+    assert 0.125 not in [one.test_accuracy for one in runs.results]
+    assert "2 rows of table.parquet are of a run that stands in it already" in runs.remarks[-1]
 
 
 def test_a_run_planned_in_one_place_and_finished_in_another_is_not_missing(tmp_path):
@@ -132,21 +150,39 @@ def test_a_table_that_is_no_parquet_or_has_no_rows_is_refused(tmp_path):
         open_runs([tmp_path / "missing.parquet"])
 
 
+def test_a_table_that_polars_panics_at_is_refused(tmp_path, monkeypatch):
+    def panics(*arguments, **options):
+        raise pl.exceptions.PanicException("out of range")
+
+    monkeypatch.setattr(pl, "read_parquet", panics)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        open_runs([tmp_path / "t.parquet"])
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("model.mixers", "[{", "its configuration cannot be read"),
+        ("model.mixers", "[{", "its row cannot be read"),
+        pytest.param("model.mixers", "[" * 10**6, "its row cannot be read", id="too deep"),
+        ("optimizer.weight_decay", date(2020, 1, 1), "where text or a number is wanted"),
+        ("precision", b"fp32", "precision is b'fp32', where text or a number is wanted"),
+        ("test_accuracy", Decimal("0.5"), "test_accuracy is Decimal"),
+        ("data.train.seed", 1, "data.train.seed is a part of train, which is a value"),
         ("model.mixers", "none", "config.model.mixers is"),
         ("test_accuracy", "high", "test_accuracy is"),
         ("seed", None, "config.seed is null"),
     ],
 )
-def test_a_changed_table_is_refused_by_the_run_and_what_is_wrong(tmp_path, column, value, message):
+def test_a_changed_table_is_refused_by_the_run_and_what_is_wrong(
+    tmp_path, capsys, column, value, message
+):
     table = store_of(tmp_path / "runs", RUNS).write_table()
     pl.read_parquet(table).with_columns(pl.lit(value).alias(column)).write_parquet(table)
-    with pytest.raises(StoreError, match=message) as caught:
-        open_runs([table])
-    assert str(table) in str(caught.value)
+    assert main(["report", str(table), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(table) in said
+    assert message in said
+    assert "Give it as recallzoo run wrote it, or its results folder." in said
 
 
 def test_each_place_must_have_finished_runs(tmp_path):

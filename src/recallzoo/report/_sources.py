@@ -1,7 +1,8 @@
 """Where the runs of a report come from: results folders, tables of runs, or several of both.
 
 A table is the `table.parquet` that `recallzoo run` keeps in its folder: one row a run, which is
-small enough to publish. It has neither accuracy by slice nor the parts of a state nor versions.
+small enough to publish. It has neither accuracy by slice nor the parts of a state, neither versions
+nor fallbacks, nor what is left to train.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from recallzoo.errors import StoreError, UserError
+from recallzoo.errors import UserError
+from recallzoo.options import OptionValue, fits
 from recallzoo.report._about import contracts
 from recallzoo.result import Result, SliceRow, mistake
 from recallzoo.store import Store
@@ -40,6 +42,8 @@ class Runs:
     commands: list[str] = field(default_factory=list)
     contracts: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    is_table: bool = False
+    """Then nothing else is known of the runs than their row."""
 
     def missing(self) -> dict[str, tuple[int, int]]:
         """By cell, how many of the planned runs are not finished, and of how many. Cells without
@@ -52,9 +56,10 @@ class Runs:
 
 def open_runs(paths: Sequence[Path]) -> Runs:
     """The runs of all these folders and tables. A run that several have counts once, as in the
-    first of them.
+    first folder that has it, or else the first table.
 
-    Raises UserError for what is neither or holds no finished run, StoreError if it is damaged.
+    Raises UserError for what is neither or holds no finished run and for a damaged table,
+    StoreError for a damaged folder.
     """
     parts = [
         runs_of_table(path)
@@ -93,11 +98,11 @@ def runs_of_store(store: Store) -> Runs:
 
 
 def runs_of_table(path: Path) -> Runs:
-    """All runs of a table. UserError if it is none, or has no rows."""
+    """All runs of a table, each once. UserError if it is none, has no rows or is damaged."""
     wanted = "Give a results folder, or the table.parquet that recallzoo run keeps in it."
     try:
         table = pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error}). {wanted}") from error
     lacks = [
         name for name in (*_OF_RESULT, *_OF_PROVENANCE) if name not in (*table.columns, "rows")
@@ -106,14 +111,22 @@ def runs_of_table(path: Path) -> Runs:
         raise UserError(f"{path} is no table of runs: it lacks {', '.join(lacks)}. {wanted}")
     if table.is_empty():
         raise UserError(f"{path} has no runs to report on. {wanted}")
+    once = table.unique("hash", keep="first", maintain_order=True)
+    remarks = [
+        f"{path.name} is a table of runs: it has no accuracy by slice, and of versions the commit "
+        f"alone. Neither fallbacks nor runs that are not finished stand in it, so none are told."
+    ]
+    if doubles := table.height - once.height:
+        remarks.append(
+            f"{doubles} rows of {path.name} are of a run that stands in it already: they are left "
+            f"out."
+        )
     return Runs(
         name=path.stem,
-        results=[_result(row, path) for row in table.iter_rows(named=True)],
+        results=[_result(row, path) for row in once.iter_rows(named=True)],
         rows_of=lambda _: [],
-        remarks=[
-            f"{path.name} is a table of runs: it has no accuracy by slice, and of versions the "
-            f"commit alone."
-        ],
+        remarks=remarks,
+        is_table=True,
     )
 
 
@@ -121,7 +134,7 @@ def _joined(parts: Sequence[Runs]) -> Runs:
     results: dict[str, Result] = {}
     home: dict[str, Runs] = {}
     planned: dict[str, str] = {}
-    for part in parts:
+    for part in sorted(parts, key=lambda part: part.is_table):
         for result in part.results:
             results.setdefault(result.hash, result)
             home.setdefault(result.hash, part)
@@ -131,8 +144,8 @@ def _joined(parts: Sequence[Runs]) -> Runs:
     remarks = list(dict.fromkeys(remark for part in parts for remark in part.remarks))
     if repeated:
         remarks.append(
-            f"{repeated} runs stand in more than one of the places given; what the first has is "
-            f"shown."
+            f"{repeated} runs stand in more than one of the places given; what the first folder "
+            f"has is shown, or else the first table."
         )
     return Runs(
         name=" + ".join(part.name for part in parts),
@@ -153,23 +166,31 @@ def _result(row: dict[str, Any], path: Path) -> Result:
     try:
         content["config"] = _config(row)
         wrong = mistake(content)
-    except ValueError as error:
-        wrong = f"its configuration cannot be read ({error})"
+    except (ValueError, RecursionError) as error:
+        wrong = f"its row cannot be read ({error})"
     if wrong is not None:
-        raise StoreError(f"{path}, run {row['hash']}: {wrong}. The table was damaged or changed.")
+        raise UserError(
+            f"{path}, run {row['hash']}: {wrong}. The table was damaged or changed. Give it as "
+            f"recallzoo run wrote it, or its results folder."
+        )
     return Result(**content)
 
 
 def _config(row: dict[str, Any]) -> dict[str, Any]:
-    """Dotted columns as a nested configuration; JSON text as the lists it was."""
+    """Dotted columns as a nested configuration; JSON text as the lists it was. ValueError for a
+    column that cannot be part of one."""
     config: dict[str, Any] = {}
     for name, value in row.items():
+        if not fits(value, OptionValue):
+            raise ValueError(f"{name} is {value!r:.40}, where text or a number is wanted")
         if name in _OF_RESULT or name in _OF_PROVENANCE:
             continue
         *outer, last = name.split(".")
         inner = config
         for one in outer:
             inner = inner.setdefault(one, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{name} is a part of {one}, which is a value and has no parts")
         is_list = isinstance(value, str) and value.startswith("[")
         inner[last] = json.loads(value) if is_list else value
     return config
