@@ -25,7 +25,7 @@ from recallzoo.model import ModelConfig
 from recallzoo.result import Result
 from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.store import Store
-from recallzoo.sweep import SweepOptions, packs_of, sweep
+from recallzoo.sweep import SweepOptions, make_plan, sweep
 from recallzoo.tasks import Data, task
 from recallzoo.train.packed import Pack, PackOptions, Progress
 
@@ -44,6 +44,10 @@ def run_of(rate: float = 1e-3, width: int = 16, seed: int = 0, **budget: Any) ->
 
 
 RUNS = [run_of(rate, width) for width in (16, 32) for rate in (1e-3, 1e-2, 1e-1)]
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C or worse."""
 
 
 class Watcher:
@@ -77,6 +81,14 @@ class Watcher:
         self.warnings.append(message)
 
 
+class Leaving(Watcher):
+    """Interrupts once the first pack has a checkpoint."""
+
+    def pack_progressed(self, progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise Interrupted
+
+
 def do(runs: list[Run], folder: Path, **options: Any) -> tuple[list[Result], Watcher]:
     watcher = Watcher()
     settings = SweepOptions(**{"device": "cpu", **options})
@@ -85,10 +97,6 @@ def do(runs: list[Run], folder: Path, **options: Any) -> tuple[list[Result], Wat
 
 def hashes(runs: list[Run]) -> list[str]:
     return [run.hash for run in runs]
-
-
-class Interrupted(Exception):
-    """Stands for Ctrl-C or worse."""
 
 
 class _Interrupting(Pack):
@@ -183,6 +191,32 @@ def test_an_interrupted_sweep_goes_on_with_the_same_packs(tmp_path, monkeypatch,
             wanted.rows,
         )
     assert not list((tmp_path / "o" / "packs").iterdir())
+
+
+def test_recorded_packs_that_are_larger_than_asked_are_planned_anew_until_they_begin(
+    tmp_path, monkeypatch
+):
+    interrupt_after(monkeypatch, 0)
+    with pytest.raises(Interrupted):
+        do(RUNS, tmp_path)  # records two packs of three runs
+    monkeypatch.undo()
+    with pytest.raises(Interrupted):
+        sweep(RUNS, Store(tmp_path), Leaving(), SweepOptions(device="cpu", checkpoint_seconds=0))
+    begun, waiting = sorted(
+        (tmp_path / "packs").iterdir(),
+        key=lambda pack: not (pack / "checkpoint.safetensors").exists(),
+    )
+    members = read_json(begun / "pack.json")
+    others = read_json(waiting / "pack.json")
+    plan = make_plan(RUNS, Store(tmp_path), lambda run: 8, 2)
+    _, watcher = do(RUNS, tmp_path, max_pack_size=2)
+    assert watcher.packs == [members, others[:2], others[2:]]
+    assert watcher.packs == [hashes(p) for p in (*(p for _, p in plan.recorded), *plan.new)]
+    (warning,) = watcher.warnings
+    assert (
+        f"more than 2 runs (--max-pack-size) that have begun go on as they are: {begun}" in warning
+    )
+    assert plan.notes == [warning]
 
 
 def test_a_run_that_had_left_its_pack_and_was_deleted_is_trained_again(tmp_path):
@@ -294,7 +328,7 @@ def test_packs_hold_every_run_once_are_no_larger_than_asked_and_keep_groups(
     num_rates, num_seeds, size
 ):
     runs = grouped(num_rates, num_seeds) + RUNS
-    packs = packs_of(runs, CPU, size)
+    packs = make_plan(runs, None, lambda run: runs_that_fit(run, CPU), size).new
     assert sorted(run.hash for pack in packs for run in pack) == sorted(hashes(runs))
     assert max(map(len, packs)) <= size
     assert all(len({run.pack_key for run in pack}) == 1 for pack in packs)

@@ -17,9 +17,8 @@ import torch
 
 from recallzoo.devices import SLOW_BFLOAT16, choose_device, emulates_bfloat16
 from recallzoo.errors import InvalidConfig, UserError
-from recallzoo.executors._contract import Executor, Watcher
+from recallzoo.executors._contract import Executor, NamedPack, Watcher
 from recallzoo.executors._record import recorded
-from recallzoo.executors.devices import runs_that_fit
 from recallzoo.executors.local import LocalExecutor
 from recallzoo.files import LOCK_FILE, exclusive, write_json
 from recallzoo.preflight import check_runs
@@ -84,10 +83,16 @@ class SweepOptions:
 
 
 @dataclass
-class _Plan:
-    """The packs still to train, each with the name of its folder."""
+class Plan:
+    """The packs still to train."""
 
-    packs: list[tuple[str, list[Run]]] = field(default_factory=list)
+    recorded: list[NamedPack] = field(default_factory=list)
+    """Of earlier calls, which go on."""
+    new: list[list[Run]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    """Names of recorded packs with nothing to go on with, or that are planned anew."""
+    notes: list[str] = field(default_factory=list)
+    """What to say of it."""
 
 
 def sweep(
@@ -110,14 +115,15 @@ def sweep(
     ):
         store.clear_leftovers()
         store.plan({run.hash: _in_words(run) for run in runs})
-        plan = _make_plan(runs, store, executor, options.max_pack_size)
+        plan = make_plan(runs, store, executor.runs_that_fit, options.max_pack_size)
+        packs = _record_plan(plan, store)
         num_finished = sum(store.has(run.hash) for run in runs)
-        record["num_packs"] = len(plan.packs)
-        watcher.sweep_started(len(runs), num_finished, len(plan.packs))
-        for message in [*_split_groups(plan.packs), *_slow_products(plan.packs, executor)]:
+        record["num_packs"] = len(packs)
+        watcher.sweep_started(len(runs), num_finished, len(packs))
+        for message in [*plan.notes, *_slow_products(packs, executor)]:
             watcher.warned(message)
         executor.train(
-            plan.packs,
+            packs,
             store,
             watcher,
             lambda name, pack: _halve(name, pack, store, watcher, options.packs_per_device),
@@ -198,7 +204,7 @@ def _executor(options: SweepOptions, started: float) -> Iterator[Executor]:
 
 def _halve(
     name: str, members: list[Run], store: Store, watcher: Watcher, packs_per_device: int
-) -> list[tuple[str, list[Run]]]:
+) -> list[NamedPack]:
     """Smaller packs in place of one that did not fit into memory, without its finished runs."""
     members = [run for run in members if not store.has(run.hash)]
     if len(members) == 1:
@@ -216,40 +222,77 @@ def _halve(
     return [_record_pack(part, store) for part in parts]
 
 
-def _make_plan(
-    runs: list[Run], store: Store, executor: Executor, max_pack_size: int | None
-) -> _Plan:
+def make_plan(
+    runs: list[Run], store: Store | None, fit: Callable[[Run], int], max_pack_size: int | None
+) -> Plan:
+    """The packs that a sweep trains into `store`, which is left as it is; None: an empty one.
+
+    Recorded packs go on as they are, so that a sweep that was killed ends with the same table. One
+    that is larger than `max_pack_size` is planned anew, unless it has begun: what it has trained
+    would be lost.
+    """
     by_hash = {run.hash: run for run in runs}
-    waiting = {h: run for h, run in by_hash.items() if not store.has(h)}
-    plan = _Plan()
-    for folder in (store.folder / "packs").glob("[!.]*/"):
-        if not (folder / "pack.json").exists():  # killed while it was being removed
-            shutil.rmtree(folder, ignore_errors=True)
-    for name, members in store.packs().items():
-        if not all(h in by_hash for h in members):
-            continue
-        # A run that had left the pack, and whose result was deleted since, is in no checkpoint.
-        kept = checkpoint_members(store.folder / "packs" / name / "checkpoint.safetensors")
-        going_on = [h for h in members if h in waiting and (kept is None or h in kept)]
-        if going_on:
-            plan.packs.append((name, [by_hash[h] for h in members]))
-            for h in going_on:
-                waiting.pop(h)
-        else:
-            shutil.rmtree(store.folder / "packs" / name, ignore_errors=True)
-    for members in _packs(list(waiting.values()), executor.runs_that_fit, max_pack_size):
-        plan.packs.append(_record_pack(members, store))
+    waiting = {h: run for h, run in by_hash.items() if store is None or not store.has(h)}
+    plan = Plan()
+    if store is not None:
+        _plan_recorded(plan, store, by_hash, waiting, max_pack_size)
+    plan.new = _packs(list(waiting.values()), fit, max_pack_size)
+    plan.notes += _split_groups([*(members for _, members in plan.recorded), *plan.new])
     return plan
 
 
-def packs_of(runs: list[Run], device: torch.device, max_pack_size: int | None) -> list[list[Run]]:
-    """Runs sorted into packs of equal shape, of a size that is expected to fit into memory."""
-    return _packs(runs, lambda run: runs_that_fit(run, device), max_pack_size)
+def _plan_recorded(
+    plan: Plan,
+    store: Store,
+    by_hash: dict[str, Run],
+    waiting: dict[str, Run],
+    max_pack_size: int | None,
+) -> None:
+    """Sort the store's packs into `plan`; the runs of those that go on are taken from `waiting`."""
+    too_large = []
+    for name, members in store.packs().items():
+        if not all(h in by_hash for h in members):
+            continue
+        checkpoint = store.folder / "packs" / name / "checkpoint.safetensors"
+        # A run that had left the pack, and whose result was deleted since, is in no checkpoint.
+        kept = checkpoint_members(checkpoint)
+        going_on = [h for h in members if h in waiting and (kept is None or h in kept)]
+        has_begun = checkpoint.exists() or any(store.has(h) for h in members)
+        is_too_large = max_pack_size is not None and len(members) > max_pack_size
+        if not going_on or (is_too_large and not has_begun):
+            plan.dropped.append(name)
+            continue
+        plan.recorded.append((name, [by_hash[h] for h in members]))
+        for h in going_on:
+            waiting.pop(h)
+        if is_too_large:
+            too_large.append(str(store.folder / "packs" / name))
+    if too_large:
+        plan.notes.append(_kept_though_too_large(too_large, max_pack_size))
+
+
+def _kept_though_too_large(folders: list[str], max_pack_size: int | None) -> str:
+    more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+    return (
+        f"packs with more than {max_pack_size} runs (--max-pack-size) that have begun go on as "
+        f"they are: {', '.join(folders[:3])}{more}. To train their runs from the start in smaller "
+        f"packs, delete these folders and run the same command again."
+    )
+
+
+def _record_plan(plan: Plan, store: Store) -> list[NamedPack]:
+    """Carry out a plan's changes to the store; returns all of its packs."""
+    for folder in (store.folder / "packs").glob("[!.]*/"):
+        # One without a record was killed while it was being removed.
+        if folder.name in plan.dropped or not (folder / "pack.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return [*plan.recorded, *(_record_pack(members, store) for members in plan.new)]
 
 
 def _packs(
     runs: list[Run], fit: Callable[[Run], int], max_pack_size: int | None
 ) -> list[list[Run]]:
+    """Runs sorted into packs of equal shape, of a size that is expected to fit into memory."""
     by_shape: dict[str, list[Run]] = {}
     for run in runs:
         by_shape.setdefault(run.pack_key, []).append(run)
@@ -278,10 +321,10 @@ def _cut(members: list[Run], size: int) -> list[list[Run]]:
     return packs
 
 
-def _split_groups(packs: list[tuple[str, list[Run]]]) -> list[str]:
+def _split_groups(packs: list[list[Run]]) -> list[str]:
     """What to say of groups that were to stop together and are in several packs."""
     places: dict[str, set[int]] = {}
-    for number, (_, members) in enumerate(packs):
+    for number, members in enumerate(packs):
         for run in members:
             if run.budget.stop_group:
                 places.setdefault(run.group_key, set()).add(number)
@@ -289,7 +332,7 @@ def _split_groups(packs: list[tuple[str, list[Run]]]) -> list[str]:
     return [f"{split} groups do not fit into one pack: their parts stop apart."] if split else []
 
 
-def _slow_products(packs: list[tuple[str, list[Run]]], executor: Executor) -> list[str]:
+def _slow_products(packs: list[NamedPack], executor: Executor) -> list[str]:
     """What to say before products are emulated here; that they were is in each result, wherever."""
     is_asked = any(run.precision == "bf16" for _, members in packs for run in members)
     is_here = isinstance(executor, LocalExecutor)
@@ -298,7 +341,7 @@ def _slow_products(packs: list[tuple[str, list[Run]]], executor: Executor) -> li
     return []
 
 
-def _record_pack(members: list[Run], store: Store) -> tuple[str, list[Run]]:
+def _record_pack(members: list[Run], store: Store) -> NamedPack:
     hashes = [run.hash for run in members]
     name = f"{seed_of(*hashes):016x}"
     write_json(store.folder / "packs" / name / "pack.json", hashes)

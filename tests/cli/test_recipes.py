@@ -1,5 +1,7 @@
 """Finding and loading recipes, and what is said of those that cannot be."""
 
+import re
+
 import pytest
 from conftest import RECIPES, require_mistake
 
@@ -175,8 +177,18 @@ def test_a_time_limit_ends_with_a_code_of_its_own_and_the_same_command_goes_on(r
         "stopped for --minutes 1e-09: 2 of 2 runs are left; run the same command to go on."
         in stopped.err
     )
-    done = run_cli(*arguments, 10)
+    # Recorded as one pack, in which nothing has begun, so that a smaller size is a new plan.
+    dry = ("run", RECIPES / "tiny.py", "--out", folder, "--seeds", 0, 1, "--dry-run")
+    assert re.findall("^pack.*", run_cli(*dry).out, re.M) == [
+        "pack 1: attention d=16, mqar T=8 Q=1, recorded by an earlier command",
+        "pack 2: attention d=16, mqar T=8 Q=1",
+    ]
+    planned = run_cli(*dry, "--max-pack-size", 1).out
+    assert "0 finished" in planned
+    assert "to train on cpu in 4 packs" in planned
+    done = run_cli(*arguments, 10, "--max-pack-size", 1)
     assert done.code == 0
+    assert "2 runs, 2 to train in 2 packs" in done.err
     assert "left" not in done.err
     assert run_cli(*arguments, 1e-9).code == 0, "nothing is left"
 

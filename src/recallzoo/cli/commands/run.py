@@ -273,33 +273,39 @@ def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     import torch
 
     from recallzoo.devices import choose_device
+    from recallzoo.executors.devices import runs_that_fit
     from recallzoo.files import is_vacant
     from recallzoo.preflight import check_runs
     from recallzoo.store import Store
-    from recallzoo.sweep import packs_of
+    from recallzoo.sweep import make_plan
 
     check_runs(runs)
     on_ray = options.executor == "ray"
     device = torch.device("cpu") if on_ray else choose_device(options.device)
     store = None if is_vacant(folder) else Store(folder, create=False)
-    waiting = [run for run in runs if store is None or not store.has(run.hash)]
-    packs = packs_of(waiting, device, options.max_pack_size)
+    finished = {run.hash for run in runs if store is not None and store.has(run.hash)}
+    plan = make_plan(runs, store, lambda run: runs_that_fit(run, device), options.max_pack_size)
+    packs = [*(members for _, members in plan.recorded), *plan.new]
     print(
-        f"{len(runs)} runs, {len(runs) - len(waiting)} finished in {folder}, {len(waiting)} to "
+        f"{len(runs)} runs, {len(finished)} finished in {folder}, {len(runs) - len(finished)} to "
         f"train on {'Ray' if on_ray else device} in {len(packs)} packs"
     )
     if on_ray and options.max_pack_size is None:
         print("pack sizes are those of a CPU; the cluster's devices decide when it runs")
+    for note in plan.notes:
+        print(f"note: {note}")
     for number, members in enumerate(packs, start=1):
-        first = members[0]
-        tasks = ", ".join(
-            dict.fromkeys(
-                f"{s.task.name} T={s.task.seq_len} Q={s.task.num_queries}" for s in first.data.test
-            )
-        )
-        print(f"pack {number}: {first.model_label} d={first.model.d_model}, {tasks}")
+        recorded = ", recorded by an earlier command" if number <= len(plan.recorded) else ""
+        print(f"pack {number}: {_in_short(members[0])}{recorded}")
         for run in members:
             print(
                 f"  {run.hash} learning rate {run.optimizer.learning_rate:g}, seed {run.seed}, "
-                f"{run.budget.num_epochs} epochs"
+                f"{run.budget.num_epochs} epochs{', finished' if run.hash in finished else ''}"
             )
+
+
+def _in_short(run: "Run") -> str:
+    tasks = dict.fromkeys(
+        f"{s.task.name} T={s.task.seq_len} Q={s.task.num_queries}" for s in run.data.test
+    )
+    return f"{run.model_label} d={run.model.d_model}, {', '.join(tasks)}"
