@@ -180,8 +180,11 @@ def read_json(path: Path) -> Any:
 
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is absent or holds nothing but what a process writes, or a killed one
-    left half written: then a first file may be put there without mixing it with another's."""
-    return not folder.exists() or all(
+    left half written: then a first file may be put there without mixing it with another's. A file
+    is no vacant folder."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(
         path.name.startswith(TEMPORARY_PREFIX) or path.name == LOCK_FILE
         for path in folder.iterdir()
     )

@@ -141,6 +141,14 @@ def test_impossible_ways_to_run_are_refused(run_cli, tmp_path, options, words):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_file_is_no_folder_for_results(run_cli, tmp_path, options):
+    (tmp_path / "o").write_text("mine")
+    outcome = run_cli("run", RECIPES / "tiny.py", "--out", tmp_path / "o", *options)
+    require_mistake(outcome, f"{tmp_path / 'o'} is a file; a results folder is wanted")
+    assert (tmp_path / "o").read_text() == "mine"
+
+
 def test_a_report_of_no_format_is_refused(run_cli, tmp_path):
     require_mistake(run_cli("report", tmp_path, "--formats"), "--formats", "html, svg, png")
 
