@@ -113,7 +113,7 @@ class Run:
                 f"size or raise the number of examples."
             )
         for config in self.model.mixers:
-            if not _is_causal(config.name):
+            if not getattr(config.find_class(), "causal", True):
                 raise InvalidConfig(
                     f"mixer {config.name} is not causal by its own definition: on a recall task it "
                     f"may read what comes after the query, which would make its accuracy false."
@@ -190,12 +190,6 @@ def without_folder(mixer_name: str) -> str:
 def _digest(config: dict[str, Any]) -> str:
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_causal(name: str) -> bool:
-    from recallzoo.mixers import mixer_class
-
-    return getattr(mixer_class(name), "causal", True)
 
 
 def _check_types(owner: str, config: Any) -> None:

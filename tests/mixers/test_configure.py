@@ -1,6 +1,7 @@
 """Mixers by name and by file: every mistake has one clear message."""
 
 import sys
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from recallzoo.errors import InvalidConfig, UnknownName, UserError
-from recallzoo.mixers import mixer, mixer_class, option_types
+from recallzoo.mixers import Context, mixer, mixer_class, option_types
 
 FINE = """
 from torch import nn
@@ -98,12 +99,48 @@ def test_a_file_is_found_by_a_relative_path_too(write, monkeypatch):
     assert mixer_class("own.py:Fine").__name__ == "Fine"
 
 
-def test_a_file_that_changes_after_configuring_is_refused(write):
+def test_a_file_that_changes_after_configuring_counts_as_it_was(write):
     path = write(FINE)
     config = mixer(f"{path}:Fine")
-    path.write_text(FINE + "\n# changed\n")
+    path.write_text(FINE.replace("self.linear(x)", "x"))
+    built = config.build(8, 16)
+    x = torch.randn(1, 3, 8)
+    assert not torch.equal(built(x, Context()), x)
+    assert torch.equal(mixer(f"{path}:Fine").build(8, 16)(x, Context()), x)
     with pytest.raises(InvalidConfig, match="has changed since it was configured"):
-        config.build(8, 16)
+        replace(config, source_sha256="0" * 64).build(8, 16)  # which was never here
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("import helper as h", "helper"),
+        ("import math, torch, folder.inner", "folder"),
+        ("from helper import x", "helper"),
+        ("def later():\n    from folder import inner", "folder"),
+        ("from . import helper", ".helper"),
+        ("from .helper import x", ".helper"),
+    ],
+)
+@pytest.mark.parametrize("can_be_found", [True, False])
+def test_a_file_that_imports_one_beside_it_is_refused(write, monkeypatch, line, name, can_be_found):
+    (write("x = 1\n", "helper.py").parent / "folder").mkdir()
+    path = write("x = 1\n", "folder/inner.py").parent.parent / "own.py"
+    path.write_text(f"import numpy\n{line}\n{FINE}")
+    if can_be_found:
+        monkeypatch.syspath_prepend(path.parent)
+    number = 3 if "\n" in line else 2
+    with pytest.raises(UserError, match=rf"own.py:{number} imports {name}, which lies beside it"):
+        mixer(f"{path}:Fine")
+
+
+def test_a_file_of_a_package_that_imports_from_it_is_refused(write, tmp_path, monkeypatch):
+    (tmp_path / "package" / "deep").mkdir(parents=True)
+    write("x = 1\n", "package/other.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(f"from package.other import x\n{FINE}", "package/deep/own.py")
+    with pytest.raises(UserError, match=r"own.py:1 imports package, which lies beside it"):
+        mixer(f"{path}:Fine")
 
 
 def test_files_with_equal_names_do_not_shadow_each_other(write, tmp_path):

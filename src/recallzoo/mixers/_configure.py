@@ -1,9 +1,7 @@
 """A mixer by name and options: checked when it is written down, built when it is trained."""
 
 import hashlib
-import importlib.util
 import inspect
-import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from torch import nn
 from recallzoo.errors import InvalidConfig, UnknownName, UserError
 from recallzoo.mixers._adapt import adapt
 from recallzoo.mixers._contract import Mixer
+from recallzoo.mixers._user_file import loaded, module_of, read_file, refuse_local_imports
 from recallzoo.options import OptionValue, checked, require_known
 from recallzoo.registry import Registry
 
@@ -33,15 +32,24 @@ class MixerConfig:
 
     def build(self, d_model: int, max_seq_len: int) -> Mixer:
         """The mixer, freshly initialised. A user's plain nn.Module is wrapped to look like one.
-        InvalidConfig if sizes and options do not fit, or if the user's file has changed."""
-        cls = mixer_class(self.name)
-        if _source_hash(self.name) != self.source_sha256:
+        InvalidConfig if sizes and options do not fit."""
+        module = self.find_class()(d_model, max_seq_len, **dict(self.options))
+        return adapt(module, d_model, max_seq_len)
+
+    def find_class(self) -> type[nn.Module]:
+        """The class. That of a user's file is of the content that was configured, though the file
+        may be another by now; InvalidConfig where this process never saw that content."""
+        known = loaded(self.source_sha256)
+        if known is not None:
+            path, _, class_name = self.name.rpartition(":")
+            return _class_in(known[0], path, class_name)
+        cls, source_sha256 = _find(self.name)
+        if source_sha256 != self.source_sha256:
             raise InvalidConfig(
                 f"{self.name} has changed since it was configured. Configure it anew, so that its "
                 f"results are stored under the source that made them."
             )
-        module = cls(d_model, max_seq_len, **dict(self.options))
-        return adapt(module, d_model, max_seq_len)
+        return cls
 
     def __str__(self) -> str:
         defaults = mixer(self.name).options if ":" not in self.name else ()
@@ -56,14 +64,14 @@ def mixer(name: str, **options: OptionValue) -> MixerConfig:
     Raises UnknownName for an unknown mixer and InvalidConfig for an option that it does not
     have or a value of the wrong type.
     """
-    cls = mixer_class(name)
+    cls, source_sha256 = _find(name)
     known = option_types(cls)
     require_known(f"mixer {name}", options, known)
     chosen = {
         option: checked(f"{name}.{option}", options.get(option, default), wanted)
         for option, (wanted, default) in known.items()
     }
-    return MixerConfig(name, tuple(sorted(chosen.items())), _source_hash(name))
+    return MixerConfig(name, tuple(sorted(chosen.items())), source_sha256)
 
 
 def option_types(cls: type) -> dict[str, tuple[Any, OptionValue]]:
@@ -113,14 +121,25 @@ def option_types(cls: type) -> dict[str, tuple[Any, OptionValue]]:
 
 def mixer_class(name: str) -> type[nn.Module]:
     """The class of a registered mixer or of `path/to/file.py:Class`."""
+    return _find(name)[0]
+
+
+def _find(name: str) -> tuple[type[nn.Module], str | None]:
+    """The class, and the hash of the user's file that it comes from."""
     if name.endswith((".py", ".py:")):
         raise UserError(
             f"{name} names a file without a class. Give the mixer as path/to/file.py:Class."
         )
     if ".py:" not in name:
-        return registry[name]
+        return registry[name], None
     path, class_name = name.rsplit(":", 1)
-    module = _import_file(Path(path))
+    source = read_file(Path(path))
+    refuse_local_imports(source, Path(path))
+    module = module_of(source, Path(path))
+    return _class_in(module, path, class_name), hashlib.sha256(source).hexdigest()
+
+
+def _class_in(module: types.ModuleType, path: str, class_name: str) -> type[nn.Module]:
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         found = [
@@ -130,46 +149,3 @@ def mixer_class(name: str) -> type[nn.Module]:
         ]
         raise UnknownName(f"torch.nn.Module in {path}", class_name, found)
     return cls
-
-
-def _import_file(path: Path) -> types.ModuleType:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}. Give the mixer as path/to/file.py:Class.")
-    source = path.read_bytes()
-    # By content: a copy elsewhere is the same module, so what it registers is registered once.
-    module_name = f"recallzoo_user_{hashlib.sha256(source).hexdigest()[:12]}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    path = path.resolve()
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        line = _last_line_in(error, path)
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            line = error.lineno
-        where = f"{path}:{line}" if line else str(path)
-        raise UserError(
-            f"{where} could not be imported: {type(error).__name__}: {error}"
-        ) from error
-    return module
-
-
-def _last_line_in(error: BaseException, path: Path) -> int | None:
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
-def _source_hash(name: str) -> str | None:
-    if ".py:" not in name:
-        return None
-    return hashlib.sha256(Path(name.rsplit(":", 1)[0]).read_bytes()).hexdigest()

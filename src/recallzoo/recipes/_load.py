@@ -162,9 +162,9 @@ def _choose(tree: ast.Module, path: Path, wanted: str) -> str:
 
 
 def _import(path: Path) -> types.ModuleType:
-    from recallzoo.mixers._configure import _import_file
+    from recallzoo.mixers._user_file import import_file
 
-    return _import_file(path)
+    return import_file(path)
 
 
 def _recipe(name: str, function: Callable[..., Any], *, is_own: bool) -> Recipe:
