@@ -16,7 +16,7 @@ transformers: Any = pytest.importorskip("transformers")
 
 from recallzoo.errors import UserError  # noqa: E402
 from recallzoo.hub import RecallzooForCausalLM, export  # noqa: E402
-from recallzoo.mixers import mixer  # noqa: E402
+from recallzoo.mixers import mixer, use_mixer  # noqa: E402
 from recallzoo.model import LanguageModel, ModelConfig  # noqa: E402
 from recallzoo.presets import preset  # noqa: E402
 
@@ -131,6 +131,19 @@ def test_a_row_that_ends_in_padding_is_not_decoded(tmp_path):
             loaded(prompt, attention_mask=padded, use_cache=True)
         with pytest.raises(ValueError, match="Pad on the left"):
             loaded.generate(prompt, attention_mask=padded, max_new_tokens=2, pad_token_id=0)
+
+
+def test_a_model_without_steps_says_how_it_can_generate(tmp_path):
+    config = use_mixer(f"{Path(__file__).parent / 'train' / 'own_mixers.py'}:PreviousToken")
+    model = trained(ModelConfig(mixers=(config,), d_model=16))
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    described = ModelConfig(mixers=(config,), d_model=16)
+    export(tmp_path / "m", described, weights, vocab_size=VOCAB_SIZE, context=CONTEXT)
+    loaded = RecallzooForCausalLM.from_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"PreviousToken has no step.* Give use_cache=False"):
+        loaded.generate(prompts(), max_new_tokens=2)
+    found = loaded.generate(prompts(), max_new_tokens=2, do_sample=False, use_cache=False)
+    assert torch.equal(found[:, 7], model(prompts())[:, -1].argmax(-1))
 
 
 def test_labels_give_the_mean_loss_of_next_tokens(tmp_path):

@@ -32,11 +32,11 @@ from transformers.utils import logging as transformers_logging
 
 from recallzoo.errors import StoreError, UserError
 from recallzoo.files import atomic_folder
-from recallzoo.mixers import Cache, MixerConfig, copy_sources, located
+from recallzoo.mixers import Cache, Mixer, MixerConfig, copy_sources, located
+from recallzoo.mixers._own import REMOTE_MODULE
 from recallzoo.model import LanguageModel, ModelConfig
 
 FORMAT_VERSION = 1
-REMOTE_MODULE = "modeling_recallzoo"
 REMOTE_CODE = '''"""Loads this model through the installed package recallzoo."""
 
 from recallzoo.hub import RecallzooConfig, RecallzooForCausalLM
@@ -210,6 +210,7 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
     def _new_cache(
         self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None
     ) -> DecodingCache:
+        _require_steps(self.model)
         starts = _left_padding(attention_mask, input_ids.shape[1])
         if starts is None:
             starts = torch.zeros(len(input_ids), dtype=torch.int64)
@@ -265,6 +266,20 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "use_cache": kwargs.get("use_cache", True),
         }
+
+
+def _require_steps(model: LanguageModel) -> None:
+    """Raise UserError for a model with a mixer that cannot decode one token at a time."""
+    for block in model.blocks:
+        mixer = block.mixer
+        assert isinstance(mixer, Mixer)
+        if not mixer.has_step:
+            name = type(getattr(mixer, "module", mixer)).__name__
+            raise UserError(
+                f"the model's mixer {name} has no step and init_cache, so that nothing can be "
+                f"decoded from a cache. Give use_cache=False, with which every token costs a pass "
+                f"over all before it, or train a mixer that has them."
+            )
 
 
 def _left_padding(attention_mask: Tensor | None, length: int) -> Int[Tensor, "B"] | None:

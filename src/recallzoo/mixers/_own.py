@@ -6,13 +6,15 @@ the file, and it has to be the very one that the model was trained with.
 """
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from recallzoo.errors import UserError
 from recallzoo.files import atomic_file
 from recallzoo.mixers._configure import MixerConfig, mixer
+from recallzoo.mixers._user_file import loaded
 
+REMOTE_MODULE = "modeling_recallzoo"
+"""The module of an exported model, beside which the files of its mixers are copied."""
 _named: dict[str, Path] = {}
 """Hash of a file's content -> where it lies."""
 
@@ -21,13 +23,20 @@ def use_mixer(name: str) -> MixerConfig:
     """Let models be loaded that have mixers from this file, `path/to/file.py:Class`; returns the
     class's configuration with its default options.
 
-    Raises UserError for a file that is not there or fails, UnknownName for a class that it lacks,
-    InvalidConfig for one that cannot be built as a mixer.
+    Raises UserError for a file that is not there, fails or has a name that a model's folder wants
+    for itself, UnknownName for a class that it lacks, InvalidConfig for one that cannot be built as
+    a mixer.
     """
+    path = Path(name.rpartition(":")[0])
+    if path.name == f"{REMOTE_MODULE}.py":
+        raise UserError(
+            f"{path} has the name of a file that every exported model has, and would be replaced "
+            f"by it. Give it another name."
+        )
     config = mixer(name)
     if config.source_sha256 is None:
         raise UserError(f"{name} is no file. Give the mixer as path/to/file.py:Class.")
-    _named[config.source_sha256] = Path(name.rpartition(":")[0]).resolve()
+    _named[config.source_sha256] = path.resolve()
     return config
 
 
@@ -53,20 +62,18 @@ def located(config: MixerConfig) -> MixerConfig:
 
 
 def copy_sources(configs: tuple[MixerConfig, ...], folder: Path, *, use: bool = False) -> None:
-    """Copy the files that mixers of a user's own among these come from.
+    """Write the files that mixers of a user's own among these come from, as they were when they
+    were named: they may have been worked on meanwhile.
 
-    use   load models with the copies from now on: their originals may be worked on meanwhile
-
-    Raises UserError for a file that is not as it was when it was named.
+    use   load models with these copies from now on
     """
     for config in configs:
         if config.source_sha256 is None:
             continue
         path = Path(located(config).name.rpartition(":")[0])
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != config.source_sha256:
-            raise UserError(f"{path} was changed or moved while it was in use. Put it back.")
+        known = loaded(config.source_sha256)
+        assert known is not None
         with atomic_file(folder / path.name) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(known[1])
         if use:
             _named[config.source_sha256] = (folder / path.name).resolve()
