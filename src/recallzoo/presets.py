@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recallzoo.errors import InvalidConfig, UnknownName
-from recallzoo.mixers import MixerConfig, mixer, mixer_class
+from recallzoo.mixers import MixerConfig, mixer
 from recallzoo.model import LanguageModel, ModelConfig, place
 
 GPT2_VOCAB_SIZE = 50_257
@@ -84,7 +84,8 @@ class Preset:
     ) -> "Preset":
         """The preset at another width, depth or context. Heads keep their width where that divides
         d_model; a pattern of layers is cut, or repeated as it was; a hybrid's special layers keep
-        their depth, and a selection its share of the context. InvalidConfig if it cannot."""
+        their depth, and a selection its share of the context. A mixer of a user's own keeps its
+        options. InvalidConfig if it cannot."""
         model = self.model
         layers = num_layers or model.num_layers
         mixers, special = model.mixers, self.special_layers
@@ -121,7 +122,7 @@ class Preset:
                 f"{self.name} has time mixing and channel mixing in turn, so that a mixer has no "
                 f"place of its own there. Choose another model, attention-70m for example."
             )
-        if not getattr(mixer_class(config.name), "causal", True):
+        if not getattr(config.find_class(), "causal", True):
             raise InvalidConfig(
                 f"{config.name} says of itself that it is not causal: a language model that sees "
                 f"what comes next has a loss that means nothing."
@@ -140,7 +141,7 @@ class Preset:
 
 def _with_context(config: MixerConfig, before: int, context: int) -> MixerConfig:
     options: dict[str, Any] = dict(config.options)
-    if options.get("num_rows") is None:
+    if options.get("num_rows") is None or config.source_sha256 is not None:
         return config
     options["num_rows"] = max(1, round(options["num_rows"] * context / before))
     return mixer(config.name, **options)
@@ -148,15 +149,15 @@ def _with_context(config: MixerConfig, before: int, context: int) -> MixerConfig
 
 def _with_width(config: MixerConfig, before: int, d_model: int) -> MixerConfig:
     options: dict[str, Any] = dict(config.options)
-    if "num_heads" in options:
-        head_dim = before // options["num_heads"]
-        if d_model % head_dim:
-            raise InvalidConfig(
-                f"d_model={d_model} is no multiple of {head_dim}, the preset's head width. Choose "
-                f"{max(1, round(d_model / head_dim)) * head_dim}, for example."
-            )
-        options["num_heads"] = d_model // head_dim
-    return mixer(config.name, **options)
+    if "num_heads" not in options or config.source_sha256 is not None:
+        return config
+    head_dim = before // options["num_heads"]
+    if d_model % head_dim:
+        raise InvalidConfig(
+            f"d_model={d_model} is no multiple of {head_dim}, the preset's head width. Choose "
+            f"{max(1, round(d_model / head_dim)) * head_dim}, for example."
+        )
+    return mixer(config.name, **{**options, "num_heads": d_model // head_dim})
 
 
 def _up_to_multiple(value: float, of: int) -> int:

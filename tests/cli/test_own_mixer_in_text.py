@@ -1,6 +1,7 @@
 """A user's own mixer in a language model: trained, exported, audited, and never run unasked."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,16 @@ import torch
 from conftest import require_mistake
 
 from recallzoo.cli import main
+from recallzoo.contract import check_mixer
 from recallzoo.errors import InvalidConfig, UserError
 from recallzoo.files import read_json, write_json
 from recallzoo.hub import RecallzooForCausalLM
 from recallzoo.mixers import MixerConfig, _own, mixer, use_mixer
 from recallzoo.presets import preset
+from recallzoo.train._large_model import Processes
 from recallzoo.train._pretrain_engine import Engine
-from tests.train.pretraining import small_data
+from recallzoo.train.pretrain import pretrain
+from tests.train.pretraining import options, small_data
 
 FILE = Path(__file__).parent / "mixers" / "ema.py"
 MEAN = f"{FILE}:RunningMean"
@@ -80,21 +84,30 @@ def test_a_buffer_that_is_drawn_at_random_and_not_stored_is_refused(run_cli, dat
 
 
 def test_its_file_may_be_worked_on_while_a_model_trains(data, tmp_path, monkeypatch):
-    """The export at the end is of what was trained."""
+    """What is checked, trained and exported is what it was when the command began."""
     file = shutil.copyfile(FILE, tmp_path / "mine.py")
-    step = Engine.update
 
-    def edited(self: Engine, at: int) -> float:
+    def edited(*arguments, **options):
         file.write_text("x = 1\n")
-        return step(self, at)
+        return check_mixer(*arguments, **options)
 
-    monkeypatch.setattr(Engine, "update", edited)
+    monkeypatch.setattr("recallzoo.cli._user_mixer.check_mixer", edited)
     out = tmp_path / "run"
     words = ("pretrain", "attention-70m", "--mixer", f"{file}:RunningMean", "--data", data)
     assert main([str(word) for word in (*words, "--out", out, *SMALL)]) == 0
     assert (out / "model" / "mine.py").read_bytes() == FILE.read_bytes()
     use_mixer(f"{out / 'mine.py'}:RunningMean")
     RecallzooForCausalLM.from_pretrained(out / "model")
+
+
+def test_every_process_trains_what_the_first_one_recorded(data, tmp_path, monkeypatch):
+    file, out = shutil.copyfile(FILE, tmp_path / "mine.py"), tmp_path / "run"
+    chosen = options(data, out, mixer=f"{file}:RunningMean", steps=2, valid_every=0)
+    pretrain(replace(chosen, stop_after_minutes=0))
+    file.write_text(FILE.read_text() + "# changed\n")
+    second = Processes(rank=1, world_size=1, device=torch.device("cpu"))
+    monkeypatch.setattr("recallzoo.train._large_model.join_processes", lambda device: second)
+    assert pretrain(chosen)["hash"] == read_json(out / "pretrain.json")["hash"]
 
 
 def test_an_audit_wants_its_file_named_and_then_has_losses(run_cli, run, data, tmp_path):
@@ -139,7 +152,11 @@ def test_a_run_does_not_go_on_with_a_changed_file(run_cli, run, data, tmp_path):
     changed.write_text(FILE.read_text() + "# changed\n")
     words = ("pretrain", "base_conv_attention-70m", "--data", data, "--out", run, *SMALL)
     outcome = run_cli(*words, "--mixer", f"{changed}:RunningMean")
-    require_mistake(outcome, "another run of another model", "sha256")
+    require_mistake(outcome, "another run of another model", "sha256", f"--mixer {run}/ema.py:Runn")
+    changed.write_text("1 / 0")
+    outcome = run_cli(*words, "--mixer", f"{changed}:RunningMean")
+    require_mistake(outcome, "ZeroDivisionError", "goes on with its own copy of the file: --mixer")
+    assert run_cli(*words, "--mixer", f"{run}/ema.py:RunningMean").code == 0
 
 
 @pytest.mark.parametrize("sha", [None, "0" * 64])
@@ -165,6 +182,7 @@ def test_a_folder_of_weights_cannot_choose_code_to_run(run, tmp_path, sha):
         ("attention", "attention-70m", ("attention is no file", "path/to/file.py:Class")),
         ("nowhere.py:X", "attention-70m", ("there is no file nowhere.py",)),
         (MEAN, "rwkv-70m", ("time mixing and channel mixing", "attention-70m")),
+        ("modeling_recallzoo.py:X", "attention-70m", ("every exported model", "another name")),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
@@ -176,6 +194,20 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     for word in words:
         assert word in outcome.err
     assert not out.exists()
+
+
+def test_one_that_fails_at_the_width_and_length_of_the_run_is_refused(run_cli, data, tmp_path):
+    """A width, too, that the attention in its place could not have."""
+    words = ("--mixer", f"{FILE}:Narrow", "--data", data, "--out", tmp_path / "o", *SMALL)
+    outcome = run_cli("pretrain", "attention-70m", *words, "--d-model", 48)
+    require_mistake(outcome, "at width 48 and 16 tokens", "ValueError: too wide", "--d-model or")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", [("pretrain", "attention-70m", "--data", "d"), ("export", "r")])
+def test_a_second_mixer_does_not_replace_the_first_unsaid(run_cli, tmp_path, command):
+    outcome = run_cli(*command, "--out", tmp_path / "o", "--mixer", MEAN, f"--mixer={MEAN}")
+    require_mistake(outcome, "--mixer is given 2 times", "Give it once")
 
 
 def test_one_that_does_not_work_in_bfloat16_wants_another_precision(run_cli, data, tmp_path):
@@ -204,6 +236,10 @@ def test_it_stands_in_all_layers_of_a_model_that_is_no_hybrid():
     hybrid = preset("base_conv_lookup-125m").with_mixer(config)
     places = [i for i, one in enumerate(hybrid.model.layer_mixers()) if one == config]
     assert places == list(preset("base_conv_lookup-125m").special_layers)
+    headed = mixer(f"{FILE}:Headed")  # whose options are its own
+    assert set(preset("attention-70m").with_mixer(headed).resized(48, 2, 16).model.mixers) == {
+        headed
+    }
 
 
 def test_one_that_says_that_it_looks_ahead_is_refused():

@@ -26,6 +26,13 @@ def parse(options: type[T], argv: Sequence[str], command: str, help_text: str | 
     )
 
 
+def require_once(option: str, argv: Sequence[str], why: str) -> None:
+    """Raise UserError for an option that is given again, of which tyro would take the last."""
+    times = sum(argument.partition("=")[0] == option for argument in argv)
+    if times > 1:
+        raise UserError(f"{option} is given {times} times: {why}. Give it once.")
+
+
 @contextmanager
 def plain_mistakes() -> Iterator[None]:
     """For a dataclass that checks its fields: a mistake is our message, not tyro's box around it,

@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 
-from recallzoo.contract import ContractReport, check_mixer
+from recallzoo.contract import ContractReport, check_mixer, describe_error
+from recallzoo.contract._subject import Subject, call
+from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import ContractViolation, UserError
-from recallzoo.mixers import MixerConfig, mixer, state_size
+from recallzoo.mixers import MixerConfig, state_size
+from recallzoo.model import ModelConfig
 from recallzoo.preflight import check_runs
 from recallzoo.run import Run, describe
 
@@ -47,15 +50,17 @@ def check(names: tuple[str, ...], runs: list[Run]) -> dict[str, dict[str, Any]]:
     return reports
 
 
-def check_for_text(name: str, precision: str) -> None:
-    """Check a mixer that a language model is to be made of, and print what was found.
+def check_for_text(model: ModelConfig, context: int, precision: str) -> None:
+    """Check the mixer of a user's own in a language model, and print what was found.
 
     Raises ContractViolation for one whose loss would be false, or that cannot be trained; UserError
     if it does not work in that precision.
     """
-    config = mixer(name)
+    config = next(one for one in model.mixers if one.source_sha256 is not None)
+    name = config.name
     report = _checked(name, config)
     _refuse_lost_buffers(name, config)
+    _refuse_at_size(Subject(config, model.d_model, context))
     bfloat16 = next(check for check in report.checks if check.name == "bfloat16")
     if precision == "bf16" and not bfloat16.passed:
         raise UserError(
@@ -63,6 +68,29 @@ def check_for_text(name: str, precision: str) -> None:
             f"trained unless --precision says otherwise. Give --precision fp32, or change the "
             f"mixer."
         )
+
+
+def _refuse_at_size(subject: Subject) -> None:
+    """One pass at the width and length of the run. What memory does not hold here is left to the
+    device that trains."""
+    x, name = subject.x(batch_size=1), subject.config.name
+    where = f"at width {subject.d_model} and {subject.seq_len} tokens"
+    try:
+        with torch.no_grad():
+            y = call(subject.fresh(), x, subject.tokens(batch_size=1), training=True)
+    except Exception as error:  # noqa: BLE001 - anything may go wrong in a user's code
+        if is_out_of_memory(error):
+            print(f"  {where}: not checked, for lack of memory", flush=True)
+            return
+        wrong = describe_error(error, subject.path)
+    else:
+        wrong = f"its output has shape {[*y.shape]}" if y.shape != x.shape else ""
+    if wrong:
+        raise ContractViolation(
+            f"{name} is refused: it fails {where}, as in this run ({wrong}). Change the mixer, or "
+            f"give another --d-model or --context. Nothing was trained."
+        )
+    print(f"  {where}: ok", flush=True)
 
 
 def _refuse_lost_buffers(name: str, config: MixerConfig) -> None:

@@ -4,12 +4,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recallzoo.errors import StoreError, UserError
+from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, write_json
 from recallzoo.mixers import use_mixer
 from recallzoo.preflight import check_model
@@ -54,10 +54,7 @@ def _hash(config: dict[str, Any]) -> str:
 def make_plan(options: PretrainOptions) -> Plan:
     """Choose everything that is not given. Raises UserError for what contradicts itself or the
     data, StoreError for data that is damaged."""
-    chosen = preset(options.preset).resized(options.d_model, options.num_layers, options.context)
-    if options.mixer is not None:
-        chosen = chosen.with_mixer(use_mixer(options.mixer))
-        check_model(chosen.model, chosen.name, chosen.context)
+    chosen = _chosen_model(options)
     data = open_data(options.data)
     if "train" not in data.splits:
         raise UserError(f"{options.data} has no training split. Prepare it with --train.")
@@ -99,6 +96,51 @@ def make_plan(options: PretrainOptions) -> Plan:
     return Plan(chosen, data, contexts, context, global_batch, num_steps, learning_rate, config)
 
 
+def _chosen_model(options: PretrainOptions) -> Preset:
+    sizes = options.d_model, options.num_layers, options.context
+    if options.mixer is None:
+        return preset(options.preset).resized(*sizes)
+    try:
+        chosen = preset(options.preset).with_mixer(use_mixer(options.mixer)).resized(*sizes)
+        check_model(chosen.model, chosen.name, chosen.context)
+    except UserError as error:
+        hint = ""
+        if (options.out / PRETRAINING_RUN).is_file():
+            with suppress(RecallzooError):  # a damaged record is told of where it is wanted
+                hint = _own_copy_hint(options.out, read_run(options.out))
+        if not hint:
+            raise
+        raise UserError(f"{error}{hint}") from error
+    return chosen
+
+
+def with_recorded_mixer(options: PretrainOptions, plan: Plan) -> Plan:
+    """The plan that the run's folder records, where the file of a user's mixer was edited between
+    the first process's reading it and this one's: that of the run's own copy."""
+    there = read_run(options.out)
+    copy = own_copy(options.out, there)
+    if there["hash"] == plan.hash or copy is None:
+        return plan
+    return make_plan(replace(options, mixer=copy))
+
+
+def own_copy(folder: Path, there: dict[str, Any]) -> str | None:
+    """`path/to/file.py:Class` of the copy that a run keeps of its mixer's file; None if it has no
+    such mixer, or the copy is not as it was."""
+    for one in there["model"]["mixers"]:
+        file, _, class_name = one["name"].rpartition(":")
+        copy, sha256 = folder / Path(file).name, one.get("source_sha256")
+        if sha256 and copy.is_file():
+            is_whole = hashlib.sha256(copy.read_bytes()).hexdigest() == sha256
+            return f"{copy}:{class_name}" if is_whole else None
+    return None
+
+
+def _own_copy_hint(folder: Path, there: dict[str, Any]) -> str:
+    copy = own_copy(folder, there)
+    return f" The run goes on with its own copy of the file: --mixer {copy}." if copy else ""
+
+
 def _number_of_steps(
     options: PretrainOptions, num_contexts: int, context: int, global_batch: int
 ) -> int:
@@ -128,18 +170,25 @@ def _number_of_steps(
     return steps
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a run; UserError where it holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a folder for the run is wanted.")
+    if (folder / PRETRAINING_RUN).exists():
+        return True
+    if not is_vacant(folder):
+        raise UserError(
+            f"{folder} is not empty and holds no pretraining run ({PRETRAINING_RUN} is "
+            f"missing). Choose another --out, so that nothing of yours is mixed with it."
+        )
+    return False
+
+
 def open_run(folder: Path, plan: Plan) -> None:
     """Start the run's folder, or see that it holds this very run. UserError where it holds
     another one or something else, saying what differs."""
     path = folder / PRETRAINING_RUN
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; a folder for the run is wanted.")
-    if not path.exists():
-        if not is_vacant(folder):
-            raise UserError(
-                f"{folder} is not empty and holds no pretraining run ({PRETRAINING_RUN} is "
-                f"missing). Choose another --out, so that nothing of yours is mixed with it."
-            )
+    if not is_begun(folder):
         write_json(path, {"hash": plan.hash, **plan.config})
         return
     there = read_run(folder)
@@ -149,15 +198,16 @@ def open_run(folder: Path, plan: Plan) -> None:
             f"version {there['run_version']}, this one makes {RUN_VERSION}). Go on with that "
             f"recallzoo, or use another --out; its checkpoints can be exported by this one."
         )
-    differences = [
-        f"{name} is {old!r} there and {new!r} here"
+    differences = {
+        name: f"{name} is {old!r} there and {new!r} here"
         for name, old, new in _compared(there, json.loads(json.dumps(plan.config)))
-    ]
+    }
     if differences:
         what = _kind_of_difference(there, plan.config)
+        hint = _own_copy_hint(folder, there) if "model.mixers" in differences else ""
         raise UserError(
-            f"{folder} holds another run{what}: {'; '.join(differences[:4])}. Give another --out, "
-            f"or the options of that run."
+            f"{folder} holds another run{what}: {'; '.join([*differences.values()][:4])}. Give "
+            f"another --out, or the options of that run.{hint}"
         )
 
 

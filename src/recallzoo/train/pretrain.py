@@ -53,7 +53,13 @@ from recallzoo.train._pretrain_log import (
     read_metrics,
 )
 from recallzoo.train._pretrain_options import PretrainOptions
-from recallzoo.train._pretrain_plan import Plan, alone, make_plan, open_run
+from recallzoo.train._pretrain_plan import (
+    Plan,
+    alone,
+    make_plan,
+    open_run,
+    with_recorded_mixer,
+)
 from recallzoo.train._pretrain_valid import Validation
 from recallzoo.train._token_order import Batches, TokenOrder
 
@@ -73,15 +79,17 @@ _SUMMARISED = {
 """What of a stored summary is read."""
 
 
-def pretrain(options: PretrainOptions) -> dict[str, Any]:
+def pretrain(options: PretrainOptions, plan: Plan | None = None) -> dict[str, Any]:
     """Train to the end, or as far as `stop_after_minutes`; returns the summary.
+
+    plan   what `make_plan` made of these options before
 
     Raises UserError for options that contradict themselves, the data or what OUT holds;
     StoreError for damaged data or checkpoints and a disk that is full at the end; RecallzooError
     when the loss is no longer finite: the batch is saved and nothing is trained on it.
     """
     started = time.monotonic()
-    plan = make_plan(options)
+    plan = plan or make_plan(options)
     if (options.out / SUMMARY).exists():
         open_run(options.out, plan)
         return _finished(options, _read_summary(options.out / SUMMARY, plan))
@@ -156,7 +164,7 @@ class _Run:
         started: float,
         held: ExitStack,
     ) -> None:
-        self.options, self.plan, self.processes = options, plan, processes
+        self.options, self.processes = options, processes
         self._started = self._last_save = started
         self.progress = PretrainProgress(processes.is_first, options.log_seconds)
         micro_batch = first_micro_batch(options, plan, processes)
@@ -179,6 +187,9 @@ class _Run:
                 open_data(options.data, verify=True)
             sinks = open_sinks(options.out, options.wandb, options.tensorboard, plan.config)
         processes.wait()
+        if options.mixer is not None and not processes.is_first:
+            plan = with_recorded_mixer(options, plan)
+        self.plan = plan
         self.metrics = Metrics(options.out, sinks)
 
         try:

@@ -92,6 +92,22 @@ class Forgetful(Buffered):
         self.register_buffer("shift", torch.rand(d_model), persistent=False)
 
 
+class Narrow(RunningMean):
+    """Works at the sizes of the checks alone."""
+
+    def forward(self, x):
+        if x.shape[-1] > 40:
+            raise ValueError("too wide")
+        return super().forward(x)
+
+
+class Headed(RunningMean):
+    """Has an option that presets know of their own mixers."""
+
+    def __init__(self, d_model, max_seq_len, num_heads: int = 3, num_rows: int = 8):
+        super().__init__(d_model, max_seq_len)
+
+
 class WrongShape(RunningMean):
     def forward(self, x):
         return super().forward(x)[:, :-1]

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from recallzoo.cli._options import parse
+from recallzoo.cli._options import parse, require_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class ExportOptions:
 
 def main(argv: list[str]) -> int:
     """`recallzoo export`."""
+    require_once("--mixer", argv, "a model has one mixer of a user's own")
     options = parse(ExportOptions, argv, "export", __doc__)
     from recallzoo.mixers import use_mixer
     from recallzoo.train.exporting import export_run

@@ -25,25 +25,25 @@ import os
 import shlex
 import sys
 
-from recallzoo.cli._options import parse
+from recallzoo.cli._options import parse, require_once
 from recallzoo.train._pretrain_options import PretrainOptions
 
 
 def main(argv: list[str]) -> int:
     """`recallzoo pretrain`."""
+    require_once("--mixer", argv, "a model is made of one mixer of your own")
     options = parse(PretrainOptions, argv, "pretrain", __doc__)
     is_first = not int(os.environ.get("RANK", 0))
-    from recallzoo.result import PRETRAINING_RUN
-    from recallzoo.train._pretrain_plan import make_plan
+    from recallzoo.train._pretrain_plan import is_begun, make_plan
     from recallzoo.train.pretrain import pretrain
 
-    if options.mixer is not None and is_first and not (options.out / PRETRAINING_RUN).exists():
+    plan = make_plan(options)
+    if options.mixer is not None and is_first and not is_begun(options.out):
         from recallzoo.cli._user_mixer import check_for_text
 
-        make_plan(options)  # refuses, before the checks take their time, what it would after them
-        check_for_text(options.mixer, options.precision)
+        check_for_text(plan.preset.model, plan.context, options.precision)
 
-    summary = pretrain(options)
+    summary = pretrain(options, plan)
     if not is_first:
         return 0
     valid = summary["valid"] or {}
