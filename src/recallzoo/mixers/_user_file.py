@@ -82,7 +82,9 @@ def refuse_local_imports(source: bytes, path: Path) -> None:
             raise UserError(
                 f"{path}:{line} imports {name}, which lies beside it. A mixer of your own is one "
                 f"file: results are stored under its hash, which a change of {name} would not "
-                f"change. Put what it needs of {name} into {path.name}."
+                f"change. Put what it needs of {name} into {path.name}; or install that as a "
+                f"package and import it from a file elsewhere: its versions are then yours to keep "
+                f"apart."
             )
 
 
