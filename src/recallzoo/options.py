@@ -50,7 +50,8 @@ def describe_type(wanted: Any) -> str:
         return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
     if typing.get_origin(wanted) in (typing.Union, types.UnionType):
         return " or ".join(map(describe_type, typing.get_args(wanted)))
-    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False",
+             list: "a list"}  # fmt: skip
     if wanted in (None, type(None)):
         return "None"
     return words.get(wanted) or getattr(wanted, "__name__", str(wanted))

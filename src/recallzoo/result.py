@@ -1,13 +1,11 @@
 """What is kept of a finished run, and whether what was stored still is one."""
 
 import dataclasses
-import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recallzoo.options import OptionValue, describe_type, fits
+from recallzoo import schemas
+from recallzoo.options import OptionValue
 
 Status = Literal["solved", "finished", "diverged", "group_solved"]
 PRETRAINING_RUN = "pretrain.json"
@@ -57,7 +55,6 @@ class Result:
     rows: list[SliceRow] = field(default_factory=list)
 
 
-_PAIRS = "a list of names with their values"
 _SEGMENTS = [
     {
         "num_examples": int,
@@ -78,15 +75,14 @@ _RESULT: dict[str, Any] = {
         "data": {"seed": int, "train": _SEGMENTS, "valid": _SEGMENTS, "test": _SEGMENTS},
         "model": {
             "d_model": int,
-            "mixers": [{"name": str, "options": _PAIRS, "source_sha256": str | None}],
+            "mixers": [{"name": str, "options": object, "source_sha256": str | None}],
         },
         "optimizer": {"learning_rate": float},
     },
     "state_size": {...: int},
     "provenance": {"commit": str | None, "device": str | None, "fallbacks": list},
 }
-"""What is read of a stored result: names with types, ... for all other names, lists of at least
-one. What is not named here is shown as it stands."""
+"""What is read of a stored result. What is not named here is shown as it stands."""
 _OPTIONAL = (
     *("seq_len", "num_pairs", "source_sha256"),
     *("diverged_step", "provenance", "commit", "device", "fallbacks"),
@@ -96,7 +92,7 @@ _OPTIONAL = (
 def mistake(content: Any) -> str | None:
     """What keeps a stored result, its metrics and rows left out, from being read as one, such as
     `config.seed is "0", where a whole number is wanted`; None if nothing does."""
-    found = next(_mistakes(content, _RESULT, ""), None)
+    found = schemas.mistake(content, _RESULT, _OPTIONAL) or _mistaken_options(content)
     if found is None:
         unknown = (f"{name} is no field of a result" for name in content if name not in _RESULT)
         found = next(unknown, None)
@@ -105,37 +101,14 @@ def mistake(content: Any) -> str | None:
     return found
 
 
-def _mistakes(value: Any, wanted: Any, name: str) -> Iterator[str]:
-    called = name or "it"
-    if isinstance(wanted, dict):
-        if not isinstance(value, dict):
-            yield f"{called} is {_short(value)}, where names with values are wanted"
-            return
-        others = [key for key in value if key not in wanted] if ... in wanted else []
-        for key in (*(key for key in wanted if key is not ...), *others):
-            inner = f"{name}.{key}".lstrip(".")
-            if key in value:
-                yield from _mistakes(value[key], wanted.get(key, wanted.get(...)), inner)
-            elif key not in _OPTIONAL:
-                yield f"{inner} is missing"
-    elif isinstance(wanted, list):
-        if not isinstance(value, list) or not value:
-            yield f"{called} is {_short(value)}, where a list of at least one is wanted"
-            return
-        for number, one in enumerate(value):
-            yield from _mistakes(one, wanted[0], f"{name}[{number}]")
-    elif wanted == _PAIRS:
-        good = isinstance(value, list) and all(
-            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+def _mistaken_options(content: Any) -> str | None:
+    for number, one in enumerate(content["config"]["model"]["mixers"]):
+        options = one["options"]
+        is_good = isinstance(options, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+            for pair in options
         )
-        if not good:
-            yield f"{called} is {_short(value)}, where {_PAIRS} is wanted"
-    elif not fits(value, wanted):
-        yield f"{called} is {_short(value)}, where {describe_type(wanted)} is wanted"
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{called} is {value}, where a finite number is wanted"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+        if not is_good:
+            name = f"config.model.mixers[{number}].options"
+            return schemas.wanted(name, options, "a list of names with their values is")
+    return None

@@ -203,7 +203,7 @@ def test_a_run_without_a_step_is_named_and_nothing_is_written(tmp_path):
         ("summary.json", None, "", "it is not valid JSON"),
         ("summary.json", None, "[" * 10**6, "it is not valid JSON"),
         ("summary.json", "notes", 5, "notes is 5, where a list is wanted"),
-        ("summary.json", "provenance", "x", 'provenance is "x", where a group of names'),
+        ("summary.json", "provenance", "x", 'provenance is "x", where names with values'),
         ("summary.json", "mfu", math.inf, "mfu is Infinity, where a finite number is wanted"),
         ("metrics.jsonl", "loss_nats", math.nan, "line 1 of "),
         ("metrics.jsonl", "valid_loss_nats", None, "line 1 of "),

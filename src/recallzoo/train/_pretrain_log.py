@@ -13,6 +13,7 @@ from tqdm import tqdm
 from recallzoo.errors import StoreError, UserError
 from recallzoo.files import explain_os_error, write_text
 from recallzoo.options import fits
+from recallzoo.schemas import is_finite
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 """How a run went, and what came of it: files of its folder."""
@@ -79,11 +80,6 @@ def _whole(line: bytes) -> dict[str, Any] | None:
             return None
     is_whole = all(fits(value, float | None) and is_finite(value) for value in values.values())
     return values if is_whole else None
-
-
-def is_finite(value: Any) -> bool:
-    """False for what is no number in JSON, and for one that is too large for a float."""
-    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
 def open_sinks(
