@@ -169,7 +169,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; StoreError if the file is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(
             f"{path} is not valid JSON ({error}). It was damaged after it was written; "
             f"delete it (or the folder it is in) and run the command again."

@@ -1,12 +1,20 @@
 """What the page of an audit says, whatever draws it."""
 
+import functools
+import json
+import math
+import operator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
 import pytest
-from audits import HOSTILE_TEXT, audit, change, passage
+from audits import HOSTILE_TEXT, audit, passage
 from stores import result, store_of
 
 from recallzoo.cli import main
-from recallzoo.errors import StoreError, UserError
-from recallzoo.evaluate.audit_store import PASSAGES, Audit
+from recallzoo.errors import UserError
+from recallzoo.evaluate.audit_store import MANIFEST, PASSAGES, SUMMARY, SUMMARY_SCHEMA, Audit
 from recallzoo.files import read_json
 from recallzoo.report import write_audit_report
 from recallzoo.report._audit import _cuts_table, _models_table, _notes
@@ -118,15 +126,115 @@ def test_the_command_reports_on_audits_as_on_runs(tmp_path, capsys):
     assert "not finished" in capsys.readouterr().err
 
 
-def test_damaged_passages_and_folders_without_an_audit_are_named(tmp_path):
-    folder = audit(tmp_path / "a")
-    content = read_json(folder / PASSAGES)
-    del content["passages"][0]["tokens"][0]["losses"]
-    change(folder, PASSAGES, content)
-    with pytest.raises(StoreError, match=r"passages\.json is damaged \(KeyError: 'losses'\)"):
-        token_view(Audit.open(folder))
+def test_a_folder_without_an_audit_is_named(tmp_path):
     with pytest.raises(UserError, match="is no audit"):
         write_audit_report(tmp_path, tmp_path / "out")
+
+
+GONE = object()
+DEEP = "[" * 10**6
+
+
+def edited(file: Path, place: str, value: Any) -> None:
+    """Set a value of a JSON file, `a.0.b` naming where; GONE takes it away."""
+    content = read_json(file)
+    *inner, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    holder = functools.reduce(operator.getitem, inner, content)
+    if value is GONE:
+        del holder[last]
+    else:
+        holder[last] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value", "words"),
+    [
+        (MANIFEST, "models", 5, "models is 5, where a list of at least one is wanted"),
+        (MANIFEST, "models.0.ppl", math.nan, "models[0].ppl is NaN, where a finite number"),
+        pytest.param(
+            *(MANIFEST, "models.0.loss_nats", 10**400, "models[0].loss_nats is 1000"),
+            id="a number too large",
+        ),
+        (MANIFEST, "models.1.tokenizer_hash", None, "hash is null, where text is wanted"),
+        (MANIFEST, "data.num_tokens", GONE, "data.num_tokens is missing"),
+        (MANIFEST, "bootstrap.level", "95", 'bootstrap.level is "95", where a number is wanted'),
+        (MANIFEST, "notes", "none", 'notes is "none", where a list is wanted'),
+        (MANIFEST, "cuts", [], "sliced models, cuts and pair_counts go together"),
+        (MANIFEST, "references", ["x"], "its reference 'x' is none of its models"),
+        (MANIFEST, "reference", None, "reference is None, where the first of references"),
+        (PASSAGES, "cut", math.nan, "cut is NaN, where a whole number or None is wanted"),
+        (PASSAGES, "passages.0.tokens.0.losses", GONE, "passages[0].tokens[0].losses is missing"),
+        (PASSAGES, "passages.0.start", math.inf, "passages[0].start is Infinity, where a whole"),
+    ],
+)
+def test_a_damaged_file_of_an_audit_is_named_with_the_field(
+    tmp_path, capsys, file, place, value, words
+):
+    folder = audit(tmp_path / "a")
+    edited(folder / file, place, value)
+    require_damaged(folder, file, words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *((file, content) for file in (MANIFEST, PASSAGES, SUMMARY) for content in ("", DEEP)),
+        (PASSAGES, None),
+        (SUMMARY, None),
+    ],
+    ids=lambda value: "deep" if value == DEEP else None,
+)
+def test_a_file_of_an_audit_that_cannot_be_read_is_named(tmp_path, capsys, file, content):
+    folder = audit(tmp_path / "a")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    require_damaged(folder, file, "", capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss_nats": math.nan}, "loss_nats has a row that is no finite number"),
+        ({"low": math.inf}, "low has a row that is no finite number"),
+        ({"ppl": -1.0}, "ppl has a row below 0"),
+        ({"num_tokens": -1}, "num_tokens has a row below 0"),
+        ({"slice": None}, "slice has a row without a value"),
+        ({"cut": None}, "cut has no value in a row of AR hits"),
+        ({"model": "x"}, "it has no row of the model 'conv'"),
+        ({"reference": "x"}, "it has rows of 'x', which audit.json does not name"),
+        ({"num_tokens": "many"}, "has other columns than an audit writes"),
+        ({"low": GONE}, "has other columns than an audit writes"),
+    ],
+    ids=str,
+)
+def test_a_damaged_summary_of_an_audit_is_named_with_the_column(tmp_path, capsys, changes, words):
+    folder = audit(tmp_path / "a")
+    frame = pl.read_parquet(folder / SUMMARY)
+    for name, value in changes.items():
+        frame = (
+            frame.drop(name)
+            if value is GONE
+            else frame.with_columns(
+                pl.lit(value, pl.String if isinstance(value, str) else SUMMARY_SCHEMA[name]).alias(
+                    name
+                )
+            )
+        )
+    frame.write_parquet(folder / SUMMARY)
+    require_damaged(folder, SUMMARY, words, capsys)
+
+
+def require_damaged(folder: Path, file: str, words: str, capsys) -> None:
+    """`recallzoo report` says in one message what is wrong with a file, and what to do."""
+    assert main(["report", str(folder), "--formats", "html"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("error: ") == 1
+    assert str(folder / file) in message
+    assert words in message
+    assert "same recallzoo audit command again" in message
+    assert not (folder / "report").exists()
 
 
 def test_a_loss_that_is_missing_stays_missing(tmp_path):

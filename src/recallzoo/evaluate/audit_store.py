@@ -75,7 +75,8 @@ from typing import Any
 import polars as pl
 
 from recallzoo.errors import StoreError, UnknownName, UserError
-from recallzoo.files import atomic_file, read_json
+from recallzoo.files import atomic_file
+from recallzoo.schemas import mistake, read_described
 
 FORMAT = "recallzoo audit"
 FORMAT_VERSION = 1
@@ -121,6 +122,50 @@ SUMMARY_SCHEMA = {
     "high": pl.Float64,
 }
 
+_MODEL = {
+    **dict.fromkeys(("name", "path", "role", "dtype", "tokenizer_hash", "model_hash"), str),
+    "model_type": str | None,
+    "sliced": bool,
+    "devices": [str, ...],
+    **dict.fromkeys(("num_parameters", "num_tokens"), int),
+    **dict.fromkeys(("loss_nats", "ppl", "bits_per_byte"), float),
+}
+_ABOUT = {
+    "data": {
+        **dict.fromkeys(("name", "split", "checksum"), str),
+        **dict.fromkeys(("num_documents", "num_tokens", "split_num_tokens"), int),
+        "max_tokens": int | None,
+    },
+    **dict.fromkeys(("context", "stride"), int),
+    **dict.fromkeys(("bos", "documents"), str),
+    "num_tokens": int | None,
+    "cuts": [{"rate": float, "max_count": int}, ...],
+    "pair_counts": ({"stand_in": bool, "label": str}, None),
+    "models": [_MODEL],
+    "reference": str | None,
+    "references": [str, ...],
+    "bootstrap": {"resamples": int, "level": float, "seed": int},
+    "notes": [str, ...],
+    "provenance": {},
+}
+_TOKEN = {
+    "text": str,
+    **dict.fromkeys(("token", "distance", "train_count"), int),
+    **dict.fromkeys(("repeat", "hit"), bool),
+    "losses": {...: float | None},
+}
+_PASSAGE = {
+    **dict.fromkeys(("id", "domain", "source", "why"), str | None),
+    "start": int,
+    "tokens": [_TOKEN, ...],
+}
+_PASSAGES = {"rule": str, "cut": int | None, "models": [str, ...], "passages": [_PASSAGE, ...]}
+"""What is read of audit.json and of passages.json."""
+_NULLABLE = ("reference", "slice_low", "slice_high", "cut", "gap_nats", "gap_low", "gap_high",
+             "share_of_gap", "low", "high")  # fmt: skip
+_NOT_NEGATIVE = ("cut", "num_tokens", "share_of_tokens", "ppl")
+"""Columns of the summary."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -149,10 +194,9 @@ def read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
     """Read a table of an audit; StoreError if it is missing, damaged or of other columns."""
     try:
         frame = pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise StoreError(f"could not read {path}: {str(error).splitlines()[0]}. {_REMEDY}") from (
-            error
-        )
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(f"could not read {path}: {why}. {_REMEDY}") from error
     if dict(frame.schema) != schema:
         raise StoreError(f"{path} has other columns than an audit writes. {_REMEDY}")
     return frame
@@ -183,14 +227,17 @@ class Audit:
                 else f"is no audit ({MANIFEST} is missing). Make one with recallzoo audit"
             )
             raise UserError(f"{folder} {why}.")
-        about = read_json(folder / MANIFEST)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
+        about = read_described(folder / MANIFEST, {}, _MADE_ANEW)
+        if about.get("format") != FORMAT:
             raise UserError(f"{folder / MANIFEST} was not written by recallzoo audit.")
         if about.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{folder} is an audit of format version {about.get('format_version')}, this "
                 f"version reads {FORMAT_VERSION}. Run the audit again in another folder."
             )
+        wrong = mistake(about, _ABOUT) or _contradiction(about)
+        if wrong is not None:
+            raise StoreError(f"{folder / MANIFEST} is damaged: {wrong}. {_MADE_ANEW}")
         return Audit(folder, about)
 
     @property
@@ -209,17 +256,22 @@ class Audit:
         references = self.about["references"]
         if reference is not None and reference not in references:
             raise UnknownName("reference of this audit", reference, references)
-        frame = read_parquet(self.folder / SUMMARY, SUMMARY_SCHEMA)
+        frame = self.full_summary()
         wanted = [reference] if reference is not None else references[:1]
         return frame.filter(pl.col("reference").is_null() | pl.col("reference").is_in(wanted))
 
     def full_summary(self) -> pl.DataFrame:
-        """All rows of summary.parquet."""
-        return read_parquet(self.folder / SUMMARY, SUMMARY_SCHEMA)
+        """All rows of summary.parquet. StoreError if it is damaged."""
+        path = self.folder / SUMMARY
+        frame = read_parquet(path, SUMMARY_SCHEMA)
+        wrong = _wrong_column(frame) or _wrong_models(frame, self)
+        if wrong is not None:
+            raise StoreError(f"{path} is damaged: {wrong}. {_REMEDY}")
+        return frame
 
     def passages(self) -> dict[str, Any]:
-        """What passages.json holds."""
-        return read_json(self.folder / PASSAGES)
+        """What passages.json holds. StoreError if it is damaged."""
+        return read_described(self.folder / PASSAGES, _PASSAGES, _MADE_ANEW)
 
     def losses(self, model: str) -> pl.DataFrame:
         """Losses of a model on every scored token."""
@@ -257,4 +309,45 @@ def require_same_tokens(labels: pl.DataFrame, losses: pl.DataFrame, where: Path)
         )
 
 
+def _contradiction(about: dict[str, Any]) -> str | None:
+    """What of audit.json does not fit the rest of it."""
+    names = [model["name"] for model in about["models"]]
+    for name in about["references"]:
+        if name not in names:
+            return f"its reference {name!r} is none of its models"
+    if about["reference"] != next(iter(about["references"]), None):
+        return f"reference is {about['reference']!r}, where the first of references is wanted"
+    is_sliced = any(model["sliced"] for model in about["models"])
+    if not is_sliced == bool(about["cuts"]) == (about["pair_counts"] is not None):
+        return "sliced models, cuts and pair_counts go together, and one of them is missing"
+    return None
+
+
+def _wrong_column(summary: pl.DataFrame) -> str | None:
+    for name, kind in SUMMARY_SCHEMA.items():
+        column = summary[name]
+        if name not in _NULLABLE and column.has_nulls():
+            return f"{name} has a row without a value"
+        if kind == pl.Float64 and not column.is_finite().all():
+            return f"{name} has a row that is no finite number"
+        if name in _NOT_NEGATIVE and (column < 0).any():
+            return f"{name} has a row below 0"
+    if summary.filter(pl.col("slice_kind").is_in(["ar_hit", "other"]))["cut"].has_nulls():
+        return "cut has no value in a row of AR hits or of other tokens"
+    return None
+
+
+def _wrong_models(summary: pl.DataFrame, audit: Audit) -> str | None:
+    for name in audit.models:
+        if name not in summary["model"]:
+            return f"it has no row of the model {name!r}"
+    others = (set(summary["model"]) - set(audit.models)) | (
+        set(summary["reference"]) - {None, *audit.about["references"]}
+    )
+    return f"it has rows of {min(others)!r}, which {MANIFEST} does not name" if others else None
+
+
 _REMEDY = "Delete the file and run the same recallzoo audit command again: only it is made anew."
+_MADE_ANEW = (
+    "Run the same recallzoo audit command again: it makes the file anew and keeps the losses."
+)

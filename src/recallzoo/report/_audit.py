@@ -27,11 +27,10 @@ def write_audit_report(
     if out_folder.exists() and not out_folder.is_dir():
         raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
     audit = Audit.open(audit_folder)
-    summary = audit.full_summary()
+    summary, view = audit.full_summary(), token_view(audit)
     figures = audit_figures(audit, summary) if audit.sliced_models else []
     written = write_figures(figures, out_folder, formats)
     if "html" in formats:
-        view = token_view(audit)
         about = audit.about
         text = page(
             "audit.html.j2",

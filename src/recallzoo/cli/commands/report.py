@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
             "no folder is given to report on. Name one that recallzoo run or recallzoo audit "
             "wrote: recallzoo report runs/quickstart"
         )
-    from recallzoo.evaluate.audit_store import SETTINGS
+    from recallzoo.evaluate.audit_store import MANIFEST, SETTINGS
     from recallzoo.report import (
         is_training,
         open_runs,
@@ -72,7 +72,9 @@ def main(argv: list[str]) -> int:
             "--out is wanted, the folder for the report: several results, or a table, have none "
             "of their own."
         )
-    audits = [path for path in options.paths if (path / SETTINGS).exists()]
+    audits = [
+        path for path in options.paths if (path / SETTINGS).exists() or (path / MANIFEST).exists()
+    ]
     if audits and others:
         raise UserError(
             f"{audits[0]} is an audit, of which each has a report of its own. Give it alone."
