@@ -178,6 +178,19 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"could not read {path}: {error.strerror or error}.") from error
 
 
+def require_folder(folder: Path, wanted: str) -> None:
+    """UserError, with what is wanted, where a folder cannot be for a file in its place or in that
+    of one above it."""
+    try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+        is_file = there is not None and not there.is_dir()
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}. {wanted} is wanted.") from error
+    if is_file:
+        above = "" if there == folder else f", so there can be no {folder}"
+        raise UserError(f"{there} is a file{above}; {wanted} is wanted.")
+
+
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is absent or holds nothing but what a process writes, or a killed one
     left half written: then a first file may be put there without mixing it with another's. A file

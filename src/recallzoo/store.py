@@ -33,6 +33,7 @@ from recallzoo.files import (
     is_vacant,
     read_json,
     remove_leftovers,
+    require_folder,
     write_json,
 )
 from recallzoo.result import Result, SliceRow, mistake
@@ -52,8 +53,7 @@ class Store:
     def __init__(self, folder: Path | str, *, create: bool = True) -> None:
         self.folder = Path(folder)
         marker = self.folder / "store.json"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is a file; a results folder is wanted.")
+        require_folder(self.folder, "a results folder")
         if marker.exists():
             try:
                 content = read_json(marker)

@@ -141,12 +141,26 @@ def test_impossible_ways_to_run_are_refused(run_cli, tmp_path, options, words):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_a_file_is_no_folder_for_results(run_cli, tmp_path, options):
-    (tmp_path / "o").write_text("mine")
-    outcome = run_cli("run", RECIPES / "tiny.py", "--out", tmp_path / "o", *options)
-    require_mistake(outcome, f"{tmp_path / 'o'} is a file; a results folder is wanted")
-    assert (tmp_path / "o").read_text() == "mine"
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("run", RECIPES / "tiny.py"), "a results folder"),
+        (("run", RECIPES / "tiny.py", "--dry-run"), "a results folder"),
+        (("pretrain", "attention-70m", "--data", "d"), "a folder for the run"),
+        (("prepare", RECIPES / "tiny.py"), "a folder for the data"),
+    ],
+    ids=str,
+)
+def test_a_file_is_no_folder_to_write_to_and_none_can_be_in_it(run_cli, tmp_path, words, wanted):
+    file = tmp_path / "o"
+    file.write_text("mine")
+    require_mistake(run_cli(*words, "--out", file), f"{file} is a file; {wanted} is wanted")
+    for below in (file / "sub", file / "sub" / "sub"):
+        outcome = run_cli(*words, "--out", below)
+        require_mistake(outcome, f"{file} is a file, so there can be no {below}; {wanted}")
+    too_long = run_cli(*words, "--out", tmp_path / ("o" * 300))
+    require_mistake(too_long, "File name too long", wanted)
+    assert file.read_text() == "mine"
 
 
 def test_a_report_of_no_format_is_refused(run_cli, tmp_path):

@@ -205,8 +205,13 @@ def test_a_folder_whose_first_writer_was_killed_is_taken(here, tmp_path):
     run(here, tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists and is no audit"):
-        run(here, tmp_path / "taken")
+    for out, words in (
+        ("taken", "exists and is no audit"),
+        ("taken/notes.txt", r"notes\.txt is a file; a folder for the audit"),
+        ("taken/notes.txt/sub", r"notes\.txt is a file, so there can be no"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(here, tmp_path / out)
 
 
 def test_losses_are_computed_once_and_models_can_be_added(here, tmp_path, monkeypatch):

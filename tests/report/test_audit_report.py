@@ -121,6 +121,9 @@ def test_the_command_reports_on_audits_as_on_runs(tmp_path, capsys):
     for paths in (both, both[::-1]):
         assert main(["report", *paths, "--out", str(tmp_path / "out")]) == 2
         assert "is an audit, of which each has a report of its own" in capsys.readouterr().err
+    (tmp_path / "o").write_text("mine")
+    assert main(["report", str(folder), "--out", str(tmp_path / "o" / "sub")]) == 2
+    assert "o is a file, so there can be no" in capsys.readouterr().err
     (folder / "audit.json").unlink()
     assert main(["report", str(folder)]) == 2
     assert "not finished" in capsys.readouterr().err

@@ -100,12 +100,19 @@ def test_a_number_without_end_is_no_number_of_tokens(data, tmp_path):
         options(data, tmp_path, steps=None, tokens=float("inf"))
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints", "file", "."])
-def test_overwriting_replaces_exported_models_alone(place, run, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        *((place, "is no exported model") for place in ("run", "run/checkpoints", ".")),
+        ("file", "file is a file; a folder for the model is wanted"),
+        ("file/sub", "file is a file, so there can be no "),
+    ],
+)
+def test_overwriting_replaces_exported_models_alone(place, words, run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     before = files(tmp_path)
     assert main(["export", str(run), "--out", str(tmp_path / place), "--overwrite"]) == 2
-    assert "is no exported model" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     assert files(tmp_path) == before
 
 

@@ -48,6 +48,7 @@ from recallzoo.files import (
     is_vacant,
     read_json,
     remove_leftovers,
+    require_folder,
     write_json,
 )
 from recallzoo.text import PairCounts, Split, TokenData, open_data
@@ -203,7 +204,8 @@ def _claimed(out: Path, settings: dict[str, Any], overwrite: bool) -> Iterator[N
 
 
 def _require_ours(out: Path) -> None:
-    if not (out / store.SETTINGS).exists() and (out.is_file() or not is_vacant(out)):
+    require_folder(out, "a folder for the audit")
+    if not (out / store.SETTINGS).exists() and not is_vacant(out):
         raise UserError(f"{out} exists and is no audit. Choose a new folder for --out.")
 
 

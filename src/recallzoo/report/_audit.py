@@ -6,9 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from recallzoo.errors import UserError
 from recallzoo.evaluate.audit_store import Audit
-from recallzoo.files import write_text
+from recallzoo.files import require_folder, write_text
 from recallzoo.report._audit_charts import audit_figures, interval
 from recallzoo.report._entries import plain
 from recallzoo.report._page import chart_data, page
@@ -24,8 +23,7 @@ def write_audit_report(
     Raises UserError for a folder that holds no finished audit, StoreError for a damaged one or
     where the report cannot be written. Equal audits give equal files.
     """
-    if out_folder.exists() and not out_folder.is_dir():
-        raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
+    require_folder(out_folder, "a folder for the report")
     audit = Audit.open(audit_folder)
     summary, view = audit.full_summary(), token_view(audit)
     figures = audit_figures(audit, summary) if audit.sliced_models else []

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from recallzoo.errors import UserError
-from recallzoo.files import write_text
+from recallzoo.files import require_folder, write_text
 from recallzoo.report._about import counted
 from recallzoo.report._charts import Figure, Look, faceted, fading, tooltip
 from recallzoo.report._entries import plain
@@ -41,8 +41,7 @@ def write_training_report(
     Raises UserError for a folder that is damaged or without a step in its metrics, StoreError
     where the report cannot be written. Equal runs give equal files.
     """
-    if out_folder.exists() and not out_folder.is_dir():
-        raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
+    require_folder(out_folder, "a folder for the report")
     names = _names(folders)
     runs = [read_training(folder, name) for folder, name in zip(folders, names, strict=True)]
     figures = draw(runs)

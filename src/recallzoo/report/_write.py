@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from recallzoo.errors import UserError
-from recallzoo.files import atomic_file, write_text
+from recallzoo.files import atomic_file, require_folder, write_text
 from recallzoo.report._about import how_made, notes, runs_table
 from recallzoo.report._accuracy import accuracy_figure, state_figure
 from recallzoo.report._charts import Figure, Look
@@ -31,8 +30,7 @@ def write_report(
     Raises UserError for a folder without finished runs, StoreError for a damaged one or where
     the report cannot be written. Equal results give equal files.
     """
-    if out_folder.exists() and not out_folder.is_dir():
-        raise UserError(f"{out_folder} is a file; a folder for the report is wanted.")
+    require_folder(out_folder, "a folder for the report")
     if isinstance(runs, Store):
         runs = runs_of_store(runs)
     found = entries(runs.results)

@@ -22,7 +22,14 @@ import numpy as np
 
 from recallzoo._version import __version__
 from recallzoo.errors import InvalidConfig, StoreError, UserError
-from recallzoo.files import atomic_folder, exclusive, read_json, remove_leftovers, write_json
+from recallzoo.files import (
+    atomic_folder,
+    exclusive,
+    read_json,
+    remove_leftovers,
+    require_folder,
+    write_json,
+)
 from recallzoo.text._checksums import describe_file, sha256_of, write_sealed_json
 from recallzoo.text._parts import (
     Input,
@@ -174,6 +181,7 @@ def prepare(options: PrepareOptions, *, progress: bool = True) -> TokenData:
     holds other data; StoreError for a full disk or damaged files.
     """
     out = options.out
+    require_folder(out, "a folder for the data")
     inputs, ignored = _inputs(options)
     plan = _plan(options, inputs)
     if options.overwrite:
@@ -349,7 +357,7 @@ def _source_text(source: dict[str, Any]) -> str:
 
 
 def _require_ours(out: Path) -> None:
-    if out.exists() and not (out / WORK).exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / WORK).exists() and any(out.iterdir()):
         raise UserError(
             f"{out} exists and is no data folder of recallzoo. Choose a new folder for --out."
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recallzoo.errors import RecallzooError, StoreError, UserError
-from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, write_json
+from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, require_folder, write_json
 from recallzoo.mixers import use_mixer
 from recallzoo.preflight import check_model
 from recallzoo.presets import Preset, preset
@@ -54,6 +54,7 @@ def _hash(config: dict[str, Any]) -> str:
 def make_plan(options: PretrainOptions) -> Plan:
     """Choose everything that is not given. Raises UserError for what contradicts itself or the
     data, StoreError for data that is damaged."""
+    require_folder(options.out, "a folder for the run")
     chosen = _chosen_model(options)
     data = open_data(options.data)
     if "train" not in data.splits:
@@ -172,8 +173,6 @@ def _number_of_steps(
 
 def is_begun(folder: Path) -> bool:
     """Whether a folder holds a run; UserError where it holds something else."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; a folder for the run is wanted.")
     if (folder / PRETRAINING_RUN).exists():
         return True
     if not is_vacant(folder):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from recallzoo.errors import UserError
+from recallzoo.files import require_folder
 from recallzoo.hub import export, is_export, model_config
 from recallzoo.model import LanguageModel
 from recallzoo.text import open_data
@@ -28,6 +29,7 @@ def export_run(
     is replaced with `overwrite`, anything else never.
     """
     config = read_run(run)
+    require_folder(out, "a folder for the model")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists. Give another --out, or --overwrite to replace it.")
     if out.exists() and not is_export(out):

@@ -34,6 +34,7 @@ import tyro
 
 from recallzoo.cli._options import parse
 from recallzoo.errors import UserError
+from recallzoo.files import require_folder
 from recallzoo.recipes import Recipe, find_recipes, load
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def main(argv: list[str]) -> int:
     recipe = load(name)
     options, chosen = _parse_with_recipe(recipe, name, rest)
     folder = options.out or Path("runs") / recipe.name
+    require_folder(folder, "a results folder")
     reports = {}
     if options.mixer:
         chosen = _with_mixers(recipe, options, chosen)
