@@ -110,12 +110,28 @@ def test_every_process_trains_what_the_first_one_recorded(data, tmp_path, monkey
     assert pretrain(chosen)["hash"] == read_json(out / "pretrain.json")["hash"]
 
 
+def require_own_copy(outcome, run: Path) -> None:
+    """It is named as what would be executed, and was not."""
+    words = ("ema.py:RunningMean", "is not run", "executed once you name it")
+    require_mistake(outcome, *words, f"--mixer {run}/ema.py:RunningMean")
+    assert not _own._named
+
+
+@pytest.mark.parametrize("folder", ["model", "changed"])
+def test_a_file_that_is_no_whole_copy_of_a_run_is_not_proposed(run_cli, run, tmp_path, folder):
+    given = shutil.copytree(run, tmp_path / "changed")
+    (given / "ema.py").write_text(FILE.read_text() + "# changed\n")
+    given = run / "model" if folder == "model" else given
+    outcome = run_cli("audit", given, "--data", "d", "--out", tmp_path / "a")
+    require_mistake(outcome, "is not run", "--mixer path/to/ema.py:RunningMean")
+
+
 def test_an_audit_wants_its_file_named_and_then_has_losses(run_cli, run, data, tmp_path):
     call = ("audit", run, "--data", data, "--context", 16, "--resamples", 20, "--split", "valid")
     outcome = run_cli(*call, "--out", tmp_path / "a")
-    require_mistake(outcome, "ema.py:RunningMean", "is not run", "--mixer path/to/ema.py:")
+    require_own_copy(outcome, run)
     assert not (tmp_path / "a").exists()
-    outcome = run_cli(*call, "--out", tmp_path / "a", "--mixer", MEAN)
+    outcome = run_cli(*call, "--out", tmp_path / "a", "--mixer", f"{run}/ema.py:RunningMean")
     assert outcome.code == 0, outcome.err
     assert "perplexity" in outcome.out
 
@@ -133,7 +149,7 @@ def test_a_loaded_model_computes_what_was_trained(run):
 
 
 def test_an_export_wants_its_file_named(run_cli, run, tmp_path):
-    require_mistake(run_cli("export", run, "--out", tmp_path / "m"), "ema.py:RunningMean")
+    require_own_copy(run_cli("export", run, "--out", tmp_path / "m"), run)
     assert not (tmp_path / "m").exists()
     outcome = run_cli("export", run, "--out", tmp_path / "m", "--mixer", MEAN)
     assert outcome.code == 0, outcome.err

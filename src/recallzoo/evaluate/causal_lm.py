@@ -20,7 +20,7 @@ from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.evaluate.audit_options import DtypeName
 from recallzoo.evaluate.audit_store import valid_name
 from recallzoo.files import read_json
-from recallzoo.mixers import MixerConfig, located
+from recallzoo.mixers import require_named
 from recallzoo.result import PRETRAINING_RUN
 from recallzoo.text import tokenizer_hash
 from recallzoo.text._checksums import digest_of, sha256_of
@@ -88,7 +88,7 @@ def find_model(given: str) -> ModelSource:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise StoreError(f"{folder / 'config.json'} holds no object: it is damaged.")
-    _require_named_mixers(config)
+    _require_named_mixers(config, Path(path).expanduser())
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt")))
@@ -224,13 +224,11 @@ def require_ids(source: ModelSource, model: nn.Module, largest_id: int) -> None:
         )
 
 
-def _require_named_mixers(config: dict[str, Any]) -> None:
-    """`located` for the mixers of a recallzoo model, before anything takes time."""
+def _require_named_mixers(config: dict[str, Any], given: Path) -> None:
     described = config.get("model") if config.get("model_type") == "recallzoo" else None
-    mixers = described.get("mixers") if isinstance(described, dict) else None
-    for one in mixers if isinstance(mixers, list) else ():
-        if isinstance(one, dict) and isinstance(one.get("name"), str):
-            located(MixerConfig(one["name"], (), one.get("source_sha256")))
+    if isinstance(described, dict):
+        is_run = (given / PRETRAINING_RUN).is_file()
+        require_named(described.get("mixers"), given if is_run else None)
 
 
 def _folder_of(path: str) -> Path:

@@ -12,7 +12,7 @@ from recallzoo.mixers._contract import (
     select_positions,
     state_size,
 )
-from recallzoo.mixers._own import copy_sources, located, use_mixer
+from recallzoo.mixers._own import copy_sources, located, own_copy, require_named, use_mixer
 from recallzoo.options import OptionValue
 
 __all__ = [
@@ -29,8 +29,10 @@ __all__ = [
     "mixer",
     "mixer_class",
     "option_types",
+    "own_copy",
     "product_dtype",
     "registry",
+    "require_named",
     "select_positions",
     "state_size",
     "use_mixer",

@@ -6,7 +6,10 @@ the file, and it has to be the very one that the model was trained with.
 """
 
 import dataclasses
+import hashlib
+import shlex
 from pathlib import Path
+from typing import Any
 
 from recallzoo.errors import UserError
 from recallzoo.files import atomic_file
@@ -40,10 +43,34 @@ def use_mixer(name: str) -> MixerConfig:
     return config
 
 
-def located(config: MixerConfig) -> MixerConfig:
+def require_named(mixers: Any, run: Path | None = None) -> None:
+    """`located` for mixers as a stored model describes them, before anything takes time.
+
+    run   the folder of a pretraining run: the error then names the copy of the file in it
+    """
+    for one in mixers if isinstance(mixers, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("name"), str):
+            sha256 = one.get("source_sha256")
+            config = MixerConfig(one["name"], (), sha256 if isinstance(sha256, str) else None)
+            located(config, run)
+
+
+def own_copy(run: Path, name: str, sha256: str | None) -> str | None:
+    """`path/to/file.py:Class` of the copy that a pretraining run keeps of the file of a mixer of
+    this name; None for a mixer without a file, or if the copy is not as it was."""
+    file, _, class_name = name.rpartition(":")
+    copy = run / Path(file).name
+    if not sha256 or not copy.is_file():
+        return None
+    is_whole = hashlib.sha256(copy.read_bytes()).hexdigest() == sha256
+    return f"{copy}:{class_name}" if is_whole else None
+
+
+def located(config: MixerConfig, run: Path | None = None) -> MixerConfig:
     """A stored configuration with the place of its file on this machine, where it has one.
 
-    Raises UserError if no file of that content was named with `use_mixer`.
+    Raises UserError if no file of that content was named with `use_mixer`; it names the copy in
+    `run`, the folder of a pretraining run, if there is one.
     """
     if config.source_sha256 is None and ".py:" not in config.name:
         return config
@@ -53,10 +80,17 @@ def located(config: MixerConfig) -> MixerConfig:
         file, sha = Path(path).name, (config.source_sha256 or "none")[:12]
         others = sorted(str(p) for p in _named.values() if p.name == file)
         given = f" {others[0]} was given, but its content is another." if others else ""
+        copy = None if run is None else own_copy(run, config.name, config.source_sha256)
+        remedy = (
+            f"The run keeps a whole copy of that file, which is executed once you name it. Read "
+            f"it, then add --mixer {shlex.quote(copy)}"
+            if copy
+            else f"Read that file, and name it: --mixer path/to/{file}:{class_name}, or "
+            f"recallzoo.mixers.use_mixer in Python"
+        )
         raise UserError(
             f"the model has a mixer of its author's own, {file}:{class_name} (sha256 {sha}), and "
-            f"code that comes with a model is not run.{given} Read that file, and name it: "
-            f"--mixer path/to/{file}:{class_name}, or recallzoo.mixers.use_mixer in Python."
+            f"code that comes with a model is not run.{given} {remedy}."
         )
     return dataclasses.replace(config, name=f"{place}:{class_name}")
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import LOCK_FILE, exclusive, is_vacant, read_json, require_folder, write_json
-from recallzoo.mixers import use_mixer
+from recallzoo.mixers import own_copy, use_mixer
 from recallzoo.preflight import check_model
 from recallzoo.presets import Preset, preset
 from recallzoo.result import PRETRAINING_RUN
@@ -119,27 +120,26 @@ def with_recorded_mixer(options: PretrainOptions, plan: Plan) -> Plan:
     """The plan that the run's folder records, where the file of a user's mixer was edited between
     the first process's reading it and this one's: that of the run's own copy."""
     there = read_run(options.out)
-    copy = own_copy(options.out, there)
+    copy = _own_copy(options.out, there)
     if there["hash"] == plan.hash or copy is None:
         return plan
     return make_plan(replace(options, mixer=copy))
 
 
-def own_copy(folder: Path, there: dict[str, Any]) -> str | None:
-    """`path/to/file.py:Class` of the copy that a run keeps of its mixer's file; None if it has no
-    such mixer, or the copy is not as it was."""
-    for one in there["model"]["mixers"]:
-        file, _, class_name = one["name"].rpartition(":")
-        copy, sha256 = folder / Path(file).name, one.get("source_sha256")
-        if sha256 and copy.is_file():
-            is_whole = hashlib.sha256(copy.read_bytes()).hexdigest() == sha256
-            return f"{copy}:{class_name}" if is_whole else None
-    return None
+def _own_copy(folder: Path, there: dict[str, Any]) -> str | None:
+    copies = (
+        own_copy(folder, one["name"], one.get("source_sha256")) for one in there["model"]["mixers"]
+    )
+    return next(filter(None, copies), None)
 
 
 def _own_copy_hint(folder: Path, there: dict[str, Any]) -> str:
-    copy = own_copy(folder, there)
-    return f" The run goes on with its own copy of the file: --mixer {copy}." if copy else ""
+    copy = _own_copy(folder, there)
+    return (
+        f" The run goes on with its own copy of the file: --mixer {shlex.quote(copy)}."
+        if copy
+        else ""
+    )
 
 
 def _number_of_steps(

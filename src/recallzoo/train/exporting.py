@@ -7,6 +7,7 @@ import torch
 from recallzoo.errors import UserError
 from recallzoo.files import require_folder
 from recallzoo.hub import export, is_export, model_config
+from recallzoo.mixers import require_named
 from recallzoo.model import LanguageModel
 from recallzoo.text import open_data
 from recallzoo.train._large_checkpoint import check, finished_steps, load_tensors
@@ -46,6 +47,7 @@ def export_run(
     path = run / "checkpoints" / f"step-{step:08d}"
     check(path, config["hash"])
     vocab_size, context = config["data"]["vocab_size"], config["order"]["context"]
+    require_named(config["model"]["mixers"], run)
     described = model_config(config["model"])
     with torch.device("meta"):
         model = LanguageModel(described, vocab_size=padded(vocab_size), max_seq_len=context)
