@@ -181,12 +181,8 @@ def read_json(path: Path) -> Any:
 def require_folder(folder: Path, wanted: str) -> None:
     """UserError, with what is wanted, where a folder cannot be for a file in its place or in that
     of one above it."""
-    try:
-        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
-        is_file = there is not None and not there.is_dir()
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror or error}. {wanted} is wanted.") from error
-    if is_file:
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
         above = "" if there == folder else f", so there can be no {folder}"
         raise UserError(f"{there} is a file{above}; {wanted} is wanted.")
 

@@ -59,6 +59,9 @@ SPOILT = [
     (lambda m: edit(m / "config.json", n_positions=16), UserError, "--context 16"),
     (lambda m: edit(m / "config.json", model_type="no_such"), UserError, "no_such"),
     (lambda m: (m / "config.json").write_text("{"), StoreError, "not valid JSON"),
+    (lambda m: edit(m / "config.json", n_layer="x"), UserError, "n_layer"),
+    (lambda m: (m / "generation_config.json").write_text("[]"), UserError, "could not be loaded"),
+    (lambda m: (m / "tokenizer_config.json").write_text("[" * 10**5), UserError, "not valid JSON"),
     (lambda m: (m / "config.json").unlink(), UserError, "no config.json"),
 ]
 
@@ -190,6 +193,7 @@ def test_names_and_splits_that_are_not_there_are_named(here, tmp_path):
         ({"context": 1}, "--context"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"passages": -1}, "--passages -1"),
+        ({"seed": -1}, "--seed -1"),
         ({"cut_rates": (1e-3, 1e-7)}, "ascending"),
         ({"cut_rates": (1.5,)}, "ascending"),
     ],

@@ -6,6 +6,7 @@ command is called, so that help does not wait for PyTorch.
 """
 
 import ast
+import errno
 import importlib
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recallzoo._version import __version__
-from recallzoo.errors import RecallzooError, UnknownName
+from recallzoo.errors import RecallzooError, UnknownName, UserError
 from recallzoo.interrupts import EXIT_INTERRUPTED, interrupted, say_stopped
 
 EXIT_BROKEN_PIPE = 141
@@ -91,6 +92,15 @@ def _exit_code(argv: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(
+            f"error: {error.filename} has a name that is longer than the file system allows. Give "
+            f"a shorter one.",
+            file=sys.stderr,
+        )
+        return UserError.exit_code
     return code
 
 

@@ -77,8 +77,9 @@ class AuditOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"--{name.replace('_', '-')} {value} must be 1 or more.")
-        if self.passages < 0:
-            raise InvalidConfig(f"--passages {self.passages} must be 0 or more.")
+        for name in ("passages", "seed"):
+            if getattr(self, name) < 0:
+                raise InvalidConfig(f"--{name} {getattr(self, name)} must be 0 or more.")
         rates = self.cut_rates
         if not rates or any(not 0 <= rate < 1 for rate in rates) or list(rates) != sorted(rates):
             raise InvalidConfig(

@@ -146,7 +146,7 @@ def load_model(source: ModelSource, dtype: DtypeName, device: torch.device) -> n
             raise StoreError(
                 f"the weights of {source.path} are damaged ({error}). Copy or download them again."
             ) from error
-        except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        except _library_errors() as error:
             raise UserError(
                 f"{source.path} could not be loaded as a causal language model: "
                 f"{first_lines(error)} It wants an architecture that transformers has itself; code "
@@ -163,6 +163,14 @@ def load_model(source: ModelSource, dtype: DtypeName, device: torch.device) -> n
             f"{'; '.join(problems)}. Parts of it would be random. Save the model again."
         )
     return model.eval().to(device)
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for a config.json that holds other than it should."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (AttributeError, ImportError, IndexError, KeyError, OSError, RuntimeError, TypeError,
+            ValueError, StrictDataclassError)  # fmt: skip
 
 
 @contextmanager
@@ -281,7 +289,7 @@ def _tokenizer_of(folder: Path, path: str) -> tuple[Encoder, tuple[str, ...]]:
         with quiet_transformers():
             loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             hashes.append(tokenizer_hash(loaded))
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RecallzooError):
+    except (RecallzooError, *_library_errors()):
         pass  # the file alone then says which tokenizer it is
     return encoder, tuple(dict.fromkeys(hashes))
 

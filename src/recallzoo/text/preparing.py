@@ -155,6 +155,10 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name}={value} must be positive and finite.")
+        if self.vocab_size is not None and self.vocab_size > MAX_VOCAB_SIZE:
+            raise InvalidConfig(
+                f"vocab_size={self.vocab_size} is too large; {MAX_VOCAB_SIZE:,} is the most."
+            )
 
     @property
     def fractions(self) -> tuple[float, float]:
@@ -166,6 +170,9 @@ class PrepareOptions:
         return valid, test
 
 
+MAX_VOCAB_SIZE = 2**24
+"""Of a tokenizer that is trained here. The trainer reserves its memory at once, and where there is
+not enough it ends the process without a message."""
 _NO_INFLUENCE = ("out", "sources", "train", "valid", "test", "count_pairs", "memory_mib", "workers",
                  "executor", "overwrite", "on_error", "tokenizer")  # fmt: skip
 

@@ -254,7 +254,7 @@ def _roles(folder: Path) -> dict[str, str]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no options by name. Take it from the tokenizer again.")
