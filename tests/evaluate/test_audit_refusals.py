@@ -60,6 +60,7 @@ SPOILT = [
     (lambda m: edit(m / "config.json", model_type="no_such"), UserError, "no_such"),
     (lambda m: (m / "config.json").write_text("{"), StoreError, "not valid JSON"),
     (lambda m: edit(m / "config.json", n_layer="x"), UserError, "n_layer"),
+    (lambda m: edit(m / "config.json", n_head=0), UserError, "by zero"),
     (lambda m: (m / "generation_config.json").write_text("[]"), UserError, "could not be loaded"),
     (lambda m: (m / "tokenizer_config.json").write_text("[" * 10**5), UserError, "not valid JSON"),
     (lambda m: (m / "config.json").unlink(), UserError, "no config.json"),

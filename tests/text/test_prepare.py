@@ -400,6 +400,7 @@ def test_a_split_that_would_be_empty_is_refused(tmp_path):
         ({"shard_tokens": 0}, "shard_tokens=0 must be positive"),
         ({"memory_mib": math.nan}, "memory_mib=nan must be positive and finite"),
         ({"vocab_size": 0}, "vocab_size=0 must be positive"),
+        ({"boundary_token": "\udcff"}, r"boundary_token='\\udcff' is no UTF-8"),
         ({"vocab_size": 10**12}, "vocab_size=1000000000000 is too large; 16,777,216 is the most"),
         ({"vocab_size": 200}, "256 bytes and the end of text are 257"),
         ({"vocab_size": None, "tokenizer": "no/such/tokenizer"}, "no tokenizer could be loaded"),

@@ -169,8 +169,8 @@ def _library_errors() -> tuple[type[Exception], ...]:
     """What transformers raises for a config.json that holds other than it should."""
     from huggingface_hub.errors import StrictDataclassError
 
-    return (AttributeError, ImportError, IndexError, KeyError, OSError, RuntimeError, TypeError,
-            ValueError, StrictDataclassError)  # fmt: skip
+    return (ArithmeticError, AttributeError, ImportError, IndexError, KeyError, OSError,
+            RuntimeError, TypeError, ValueError, StrictDataclassError)  # fmt: skip
 
 
 @contextmanager

@@ -155,6 +155,10 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name}={value} must be positive and finite.")
+        for name in ("out", "boundary_token"):
+            value = str(getattr(self, name))
+            if value != value.encode(errors="replace").decode():  # tokenizers takes UTF-8 alone
+                raise InvalidConfig(f"{name}={value!r} is no UTF-8. Give it another name.")
         if self.vocab_size is not None and self.vocab_size > MAX_VOCAB_SIZE:
             raise InvalidConfig(
                 f"vocab_size={self.vocab_size} is too large; {MAX_VOCAB_SIZE:,} is the most."
