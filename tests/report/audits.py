@@ -1,6 +1,5 @@
 """Audits made up for the report's tests, in the layout that `audit_store` describes."""
 
-import json
 import math
 import random
 from pathlib import Path
@@ -238,8 +237,3 @@ def _model(rng: random.Random, name: str, is_reference: bool, is_sliced: bool) -
         "bits_per_byte": loss / 3,
         "num_bytes": 40_000,
     }
-
-
-def change(folder: Path, name: str, content: Any) -> None:
-    """Overwrite a file of an audit."""
-    (folder / name).write_text(json.dumps(content))
