@@ -134,7 +134,7 @@ def test_a_folder_without_an_audit_is_named(tmp_path):
         write_audit_report(tmp_path, tmp_path / "out")
 
 
-GONE = object()
+GONE = "(gone)"
 DEEP = "[" * 10**6
 
 
