@@ -29,7 +29,7 @@ help:  ## Print this list
 install: $(INSTALLED)  ## Make .venv with everything in it (the other targets do so by themselves)
 
 # pip finds every package by its version, so whichever build of torch the index serves, CPU or CUDA,
-# is taken, and uv unpacks them, in a sixth of the time. What else a platform needs pip adds.
+# is taken, and uv unpacks them, which is faster. What else a platform needs pip adds.
 # The newest pip looks through the index in a third of the time of the one that Python 3.11 has.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
