@@ -53,6 +53,7 @@ from recallzoo.mixers._convolution import (
     init_linear_maps,
 )
 from recallzoo.mixers._correlation import correlation
+from recallzoo.mixers._diagonal_taps import diagonal_taps
 from recallzoo.mixers._select_channels import select_from_channels
 
 
@@ -170,17 +171,7 @@ class H3(Mixer):
             c_real, c_imag = self.c.float().unbind(-1)
             real = 2 * (c_real * b_real - c_imag * b_imag)
             imag = 2 * (c_real * b_imag + c_imag * b_real)
-            # A^(i J + j) = A^(i J) A^j: two tables of about sqrt(T) powers and their products in
-            # place of one table of T, which would be the largest tensor of the whole mixer.
-            stride = max(1, math.isqrt(seq_len))
-            rows = -(-seq_len // stride)
-            coarse_real, coarse_imag = _powers(log_radius, angle, rows, stride)
-            fine_real, fine_imag = _powers(log_radius, angle, stride, 1)
-            real, imag = real[:, None], imag[:, None]
-            left_real = real * coarse_real - imag * coarse_imag
-            left_imag = real * coarse_imag + imag * coarse_real
-            taps = _products(left_real, fine_real) - _products(left_imag, fine_imag)
-            taps = taps.flatten(-2)[:, :seq_len]
+            taps = diagonal_taps(log_radius, angle, real, imag, seq_len)
             return taps + F.pad(self.d.float()[:, None], (0, seq_len - 1))
 
     def _heads(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S H K"]:
@@ -267,23 +258,3 @@ class H3(Mixer):
 
 def _plus(x: Float[Tensor, "D B T"], bias: Float[Tensor, "D"]) -> Float[Tensor, "D B T"]:
     return x + bias.to(x.dtype)[:, None, None]
-
-
-def _powers(
-    log_radius: Float[Tensor, "H M"], angle: Float[Tensor, "H M"], count: int, stride: int
-) -> tuple[Float[Tensor, "H P M"], Float[Tensor, "H P M"]]:
-    """Real and imaginary part of A^0, A^stride, ..., A^((count - 1) stride)."""
-    exponent = torch.arange(0, count * stride, stride, device=angle.device)[:, None].float()
-    radius = torch.exp(exponent * log_radius[:, None])
-    turned = exponent * angle[:, None]
-    return radius * torch.cos(turned), radius * torch.sin(turned)
-
-
-def _products(
-    rows: Float[Tensor, "H P M"], columns: Float[Tensor, "H S M"]
-) -> Float[Tensor, "H P S"]:
-    """Inner products over M."""
-    if rows.is_cuda:
-        # Compiled, this is one sum. Libraries are slow at many float32 products of this size.
-        return (rows[:, :, None] * columns[:, None]).sum(-1)
-    return rows @ columns.transpose(-1, -2)
