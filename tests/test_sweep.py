@@ -241,6 +241,40 @@ def test_a_run_that_had_left_its_pack_and_was_deleted_is_trained_again(tmp_path)
         assert (result.metrics, result.rows) == (wanted.metrics, wanted.rows)
 
 
+def test_runs_that_are_known_are_neither_trained_nor_asked_for(tmp_path):
+    known = hashes(RUNS[1:3])
+    watcher = Watcher()
+    results = sweep(RUNS[:4], Store(tmp_path), watcher, SweepOptions(device="cpu"), known)
+    assert hashes(RUNS[:1] + RUNS[3:4]) == [result.hash for result in results]
+    assert watcher.started == (2, 0, 2)
+    assert sorted(Store(tmp_path).planned()) == sorted(result.hash for result in results)
+    (call,) = read_json(tmp_path / "sweep.json")["calls"]
+    assert (call["num_runs"], call["num_runs_trained"], call["outcome"]) == (2, 2, "finished")
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_recorded_pack_with_runs_that_are_known_by_now_goes_on_only_if_it_has_a_checkpoint(
+    tmp_path, has_begun
+):
+    class AtOnce(Watcher):
+        def pack_progressed(self, progress: Progress) -> None:
+            raise Interrupted
+
+    settings = SweepOptions(device="cpu", checkpoint_seconds=0)
+    with pytest.raises(Interrupted):
+        sweep(RUNS[:3], Store(tmp_path), Leaving() if has_begun else AtOnce(), settings)
+    watcher = Watcher()
+    results = sweep(RUNS[:3], Store(tmp_path), watcher, settings, hashes(RUNS[:1]))
+    asked = RUNS[:3] if has_begun else RUNS[1:3]
+    assert watcher.packs == [hashes(asked)]
+    assert [result.hash for result in results] == hashes(asked)
+    assert watcher.started == (len(asked), 0, 1)
+    assert [warning[:38] for warning in watcher.warnings] == [
+        "1 runs whose results are known go on a"
+    ] * has_begun
+    assert not list((tmp_path / "packs").iterdir())
+
+
 def test_a_recorded_pack_of_another_recipe_is_left_for_it(tmp_path, monkeypatch):
     interrupt_after(monkeypatch, 0)
     with pytest.raises(Interrupted):

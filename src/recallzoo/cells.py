@@ -92,6 +92,20 @@ def cells(results: Iterable[Result]) -> list[Cell]:
     return [Cell(runs[0].label, config, tuple(runs)) for config, runs in groups.values()]
 
 
+def cell_words(label: str, config: dict[str, Any]) -> str:
+    """The cell of a run in a few plain words, by which a results folder knows it before it is
+    finished."""
+    tasks = [segment["task"] for segment in config["data"]["test"]]
+    names, lengths, pairs = (
+        _distinct(task.get(name) for task in tasks) for name in ("task", "seq_len", "num_pairs")
+    )
+    model = config["model"]
+    return (
+        f"{label}, {model['num_layers']} layers, width {model['d_model']}, {config['precision']}; "
+        f"{names}, {lengths} tokens" + f", {pairs} pairs" * (pairs != "None")
+    )
+
+
 def data_words(grid: list[Cell]) -> list[str]:
     """For each cell the options of its data, such as `power=1.0`, in which it differs from others
     of equal task and sizes; "" where sizes say all."""

@@ -8,13 +8,14 @@ packs from their last checkpoints and ends with the same table as one left alone
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from recallzoo.cells import cell_words
 from recallzoo.devices import SLOW_BFLOAT16, choose_device, emulates_bfloat16
 from recallzoo.errors import InvalidConfig, UserError
 from recallzoo.executors._contract import Executor, NamedPack, Watcher
@@ -91,15 +92,24 @@ class Plan:
     new: list[list[Run]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     """Names of recorded packs with nothing to go on with, or that are planned anew."""
+    known: set[str] = field(default_factory=set)
+    """Hashes of runs that train though their results are known, as their packs have begun."""
     notes: list[str] = field(default_factory=list)
     """What to say of it."""
 
 
 def sweep(
-    runs: list[Run], store: Store, watcher: Watcher, options: SweepOptions | None = None
+    runs: list[Run],
+    store: Store,
+    watcher: Watcher,
+    options: SweepOptions | None = None,
+    known: Collection[str] = (),
 ) -> list[Result]:
     """Train every run that `store` does not hold yet; return the results of all of them, or,
     where `options.seconds` did not suffice, of those that are finished.
+
+    `known` are hashes of runs whose results are elsewhere: they are not trained, and not asked for
+    in the store's records, unless they are in a pack that has begun.
 
     Raises what `check_runs` does before anything trains, UserError if another process is writing
     to the store.
@@ -114,12 +124,13 @@ def sweep(
         _recorded(runs, store, executor, options) as record,
     ):
         store.clear_leftovers()
-        store.plan({run.hash: _in_words(run) for run in runs})
-        plan = make_plan(runs, store, executor.runs_that_fit, options.max_pack_size)
+        plan = make_plan(runs, store, executor.runs_that_fit, options.max_pack_size, known)
+        asked = [run for run in runs if run.hash not in known or run.hash in plan.known]
+        store.plan({run.hash: _in_words(run) for run in asked})
         packs = _record_plan(plan, store)
-        num_finished = sum(store.has(run.hash) for run in runs)
-        record["num_packs"] = len(packs)
-        watcher.sweep_started(len(runs), num_finished, len(packs))
+        num_finished = sum(store.has(run.hash) for run in asked)
+        record["num_runs"], record["num_packs"] = len(asked), len(packs)
+        watcher.sweep_started(len(asked), num_finished, len(packs))
         for message in [*plan.notes, *_slow_products(packs, executor)]:
             watcher.warned(message)
         executor.train(
@@ -130,7 +141,7 @@ def sweep(
         )
         store.clear_leftovers()  # of workers that were lost meanwhile
         finished = [run.hash for run in runs if store.has(run.hash)]
-        if len(finished) < len(runs):
+        if not all(store.has(run.hash) for run in asked):
             record["outcome"] = "out of time"
         if finished:
             store.write_table()
@@ -139,16 +150,8 @@ def sweep(
 
 def _in_words(run: Run) -> dict[str, Any]:
     """What a run is, for those who read a folder in which it is not finished."""
-    tasks = dict.fromkeys(segment.task for segment in run.data.test)
-    lengths, pairs = (
-        ", ".join(dict.fromkeys(str(getattr(task, name, None)) for task in tasks))
-        for name in ("seq_len", "num_pairs")
-    )
-    names = ", ".join(dict.fromkeys(task.name for task in tasks))
-    sizes = f"{names}, {lengths} tokens" + f", {pairs} pairs" * (pairs != "None")
     return {
-        "cell": f"{run.model_label}, {run.model.num_layers} layers, width {run.model.d_model}, "
-        f"{run.precision}; {sizes}",
+        "cell": cell_words(run.model_label, run.config),
         "learning_rate": run.optimizer.learning_rate,
         "seed": run.seed,
     }
@@ -223,19 +226,27 @@ def _halve(
 
 
 def make_plan(
-    runs: list[Run], store: Store | None, fit: Callable[[Run], int], max_pack_size: int | None
+    runs: list[Run],
+    store: Store | None,
+    fit: Callable[[Run], int],
+    max_pack_size: int | None,
+    known: Collection[str] = (),
 ) -> Plan:
     """The packs that a sweep trains into `store`, which is left as it is; None: an empty one.
 
     Recorded packs go on as they are, so that a sweep that was killed ends with the same table. One
-    that is larger than `max_pack_size` is planned anew, unless it has begun: what it has trained
-    would be lost.
+    that is larger than `max_pack_size`, or has runs that are `known` by now, is planned anew unless
+    what it has trained would be lost.
     """
     by_hash = {run.hash: run for run in runs}
-    waiting = {h: run for h, run in by_hash.items() if store is None or not store.has(h)}
+    waiting = {
+        h: run
+        for h, run in by_hash.items()
+        if h not in known and (store is None or not store.has(h))
+    }
     plan = Plan()
     if store is not None:
-        _plan_recorded(plan, store, by_hash, waiting, max_pack_size)
+        _plan_recorded(plan, store, by_hash, waiting, max_pack_size, known)
     plan.new = _packs(list(waiting.values()), fit, max_pack_size)
     plan.notes += _split_groups([*(members for _, members in plan.recorded), *plan.new])
     return plan
@@ -247,6 +258,7 @@ def _plan_recorded(
     by_hash: dict[str, Run],
     waiting: dict[str, Run],
     max_pack_size: int | None,
+    known: Collection[str],
 ) -> None:
     """Sort the store's packs into `plan`; the runs of those that go on are taken from `waiting`."""
     too_large = []
@@ -259,7 +271,13 @@ def _plan_recorded(
         going_on = [h for h in members if h in waiting and (kept is None or h in kept)]
         has_begun = checkpoint.exists() or any(store.has(h) for h in members)
         is_too_large = max_pack_size is not None and len(members) > max_pack_size
-        if not going_on or (is_too_large and not has_begun):
+        known_here = {
+            h for h in members if h in known and not store.has(h) and (kept is None or h in kept)
+        }
+        loses_nothing = (is_too_large and not has_begun) or (
+            bool(known_here) and not checkpoint.exists()
+        )
+        if not going_on or loses_nothing:
             plan.dropped.append(name)
             continue
         plan.recorded.append((name, [by_hash[h] for h in members]))
@@ -267,6 +285,12 @@ def _plan_recorded(
             waiting.pop(h)
         if is_too_large:
             too_large.append(str(store.folder / "packs" / name))
+        plan.known |= known_here
+    if plan.known:
+        plan.notes.append(
+            f"{len(plan.known)} runs whose results are known go on all the same: their packs have "
+            f"a checkpoint, and what the other runs in it have trained would be lost."
+        )
     if too_large:
         plan.notes.append(_kept_though_too_large(too_large, max_pack_size))
 

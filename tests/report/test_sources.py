@@ -141,7 +141,7 @@ def test_another_table_is_refused(tmp_path, frame, message):
 def test_a_table_that_is_no_parquet_or_has_no_rows_is_refused(tmp_path):
     table = store_of(tmp_path / "runs", RUNS).write_table()
     pl.read_parquet(table).clear().write_parquet(table)
-    with pytest.raises(UserError, match="has no runs to report on"):
+    with pytest.raises(UserError, match="has no runs in it"):
         open_runs([table])
     table.write_bytes(b"\x00 no parquet")
     with pytest.raises(UserError, match="cannot be read as Parquet"):

@@ -97,9 +97,14 @@ def runs_of_store(store: Store) -> Runs:
     return runs
 
 
-def runs_of_table(path: Path) -> Runs:
-    """All runs of a table, each once. UserError if it is none, has no rows or is damaged."""
-    wanted = "Give a results folder, or the table.parquet that recallzoo run keeps in it."
+def runs_of_table(path: Path, *, or_folder: bool = True) -> Runs:
+    """All runs of a table, each once. UserError if it is none, has no rows or is damaged; it names
+    a results folder as another way, or not."""
+    wanted = (
+        "Give a results folder, or the table.parquet that recallzoo run keeps in it."
+        if or_folder
+        else "Give the table.parquet that recallzoo run keeps in a results folder, or a copy of it."
+    )
     try:
         table = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -110,7 +115,7 @@ def runs_of_table(path: Path) -> Runs:
     if lacks:
         raise UserError(f"{path} is no table of runs: it lacks {', '.join(lacks)}. {wanted}")
     if table.is_empty():
-        raise UserError(f"{path} has no runs to report on. {wanted}")
+        raise UserError(f"{path} has no runs in it. {wanted}")
     once = table.unique("hash", keep="first", maintain_order=True)
     remarks = [
         f"{path.name} is a table of runs: it has no accuracy by slice, and of versions the commit "
@@ -123,7 +128,7 @@ def runs_of_table(path: Path) -> Runs:
         )
     return Runs(
         name=path.stem,
-        results=[_result(row, path) for row in once.iter_rows(named=True)],
+        results=[_result(row, path, or_folder) for row in once.iter_rows(named=True)],
         rows_of=lambda _: [],
         remarks=remarks,
         is_table=True,
@@ -158,7 +163,7 @@ def _joined(parts: Sequence[Runs]) -> Runs:
     )
 
 
-def _result(row: dict[str, Any], path: Path) -> Result:
+def _result(row: dict[str, Any], path: Path, or_folder: bool) -> Result:
     """A run of a row of a table: the inverse of `Store.table`, as far as that goes."""
     content = {name: row[name] for name in _OF_RESULT}
     content["state_size"] = {} if row["state_size"] is None else {"all": row["state_size"]}
@@ -171,7 +176,7 @@ def _result(row: dict[str, Any], path: Path) -> Result:
     if wrong is not None:
         raise UserError(
             f"{path}, run {row['hash']}: {wrong}. The table was damaged or changed. Give it as "
-            f"recallzoo run wrote it, or its results folder."
+            f"recallzoo run wrote it{', or its results folder' if or_folder else ''}."
         )
     return Result(**content)
 

@@ -10,6 +10,7 @@ def tiny(
     seeds: tuple[int, ...] = (0,),
     num_examples: int = 64,
     mixers: tuple[str, ...] = ("attention",),
+    stop_group: bool = False,
 ) -> list[Run]:
     """A sweep for tests.
 
@@ -24,7 +25,12 @@ def tiny(
             data=data,
             model=ModelConfig(mixers=(mixer(name),), d_model=16, num_layers=1),
             optimizer=Optimizer(learning_rate=rate),
-            budget=Budget(num_epochs=num_epochs, batch_size=32, stop_accuracy=None),
+            budget=Budget(
+                num_epochs=num_epochs,
+                batch_size=32,
+                stop_accuracy=0.99 if stop_group else None,
+                stop_group=stop_group,
+            ),
             seed=seed,
         )
         for name in mixers

@@ -6,6 +6,8 @@ usage: recallzoo run RECIPE [OPTIONS]
 
 Runs that a results folder holds already are not trained again, and an interrupted command goes
 on where it stopped: run it once more. With --minutes it stops by itself, with exit code 75.
+Nor are those that stand in a table of runs (--known): the table.parquet of a folder that is gone,
+or one that was published.
 
 A mixer of your own (--mixer) needs no change to this package: any nn.Module built as
 Class(d_model, max_seq_len, **options) whose forward takes [B, T, D] and returns the same. It is
@@ -18,6 +20,7 @@ examples:
   recallzoo run ladder --mixers attention rwkv4 --seq-lens 32 64
   recallzoo run path/to/recipe.py:small --out runs/small --device cuda
   recallzoo run figure2 --seq-lens 64 --minutes 20
+  recallzoo run figure2 --seq-lens 64 --known published/table.parquet
   recallzoo run --mixer my_mixer.py:MyMixer
 """
 
@@ -38,6 +41,7 @@ from recallzoo.files import require_folder
 from recallzoo.recipes import Recipe, find_recipes, load
 
 if TYPE_CHECKING:
+    from recallzoo.cli._known import Known
     from recallzoo.result import Result
     from recallzoo.run import Run
     from recallzoo.sweep import SweepOptions
@@ -78,6 +82,11 @@ class RunOptions:
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE.py:CLASS")
     ] = ()
     """A mixer of your own, to be checked and then trained. Give it again for another one."""
+    known: Annotated[
+        tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TABLE.parquet")
+    ] = ()
+    """A table of runs, as a results folder has one: runs that stand in it are not trained, but
+    counted with the others when it ends. Give it again for another table."""
 
     def __post_init__(self) -> None:
         if self.max_pack_size is not None and self.max_pack_size < 1:
@@ -111,16 +120,17 @@ def main(argv: list[str]) -> int:
         chosen = _with_mixers(recipe, options, chosen)
     runs = recipe.runs(**chosen)
     _sweep_options(options)  # what a sweep would refuse is refused before anything is written
+    known = _find_known(runs, folder, options)
     if options.dry_run:
-        _print_plan(runs, folder, options)
+        _print_plan(runs, folder, options, known)
         return 0
     if any(one.source_sha256 for run in runs for one in run.model.mixers):
         from recallzoo.cli._user_mixer import check
 
         reports = check(options.mixer, runs)
     command = shlex.join(["recallzoo", "run", *argv])
-    results = _train(runs, folder, options, reports, command)
-    _print_outcome(results, folder)
+    results = _train(runs, folder, options, reports, command, known)
+    _print_outcome(results, folder, known)
     if len(results) < len(runs):
         print(
             f"stopped for --minutes {options.minutes:g}: {len(runs) - len(results)} of {len(runs)} "
@@ -231,13 +241,21 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
     )
 
 
+def _find_known(runs: "list[Run]", folder: Path, options: RunOptions) -> "Known":
+    from recallzoo.cli._known import Known, find_known
+
+    return find_known(runs, options.known, folder) if options.known else Known()
+
+
 def _train(
     runs: "list[Run]",
     folder: Path,
     options: RunOptions,
     reports: dict[str, dict[str, Any]],
     command: str,
+    known: "Known",
 ) -> "list[Result]":
+    """The results of all runs, those that are known among them, or of those that are finished."""
     from recallzoo.cli._progress import SweepProgress
     from recallzoo.files import write_json
     from recallzoo.preflight import check_runs
@@ -245,6 +263,12 @@ def _train(
     from recallzoo.sweep import sweep
 
     check_runs(runs)
+    results = dict(known.results)
+    for line in [*known.counts, *(f"warning: {note}" for note in known.notes)]:
+        print(line, file=sys.stderr)
+    if len(results) == len(runs):
+        print("nothing is left to train", file=sys.stderr)
+        return [results[run.hash] for run in runs]
     store = Store(folder)
     for _ in store.results():
         pass  # a damaged run is reported before hours of training, not after
@@ -252,25 +276,29 @@ def _train(
     for name, report in reports.items():
         write_json(store.folder / "contracts" / f"{name}.json", report)
     progress = SweepProgress()
-    results = sweep(runs, store, progress, _sweep_options(options))
+    trained = sweep(runs, store, progress, _sweep_options(options), results.keys())
     for warning in progress.warnings:
         print(f"note: {warning}")
-    return results
+    results |= {result.hash: result for result in trained}
+    return [results[run.hash] for run in runs if run.hash in results]
 
 
-def _print_outcome(results: "list[Result]", folder: Path) -> None:
+def _print_outcome(results: "list[Result]", folder: Path, known: "Known") -> None:
     from recallzoo.cli._outcome import notes, print_table
 
     if not results:
         print(f"no run is finished in {folder} yet")
         return
     print_table(results, sys.stdout)
-    for line in notes(results):
+    for line in [*notes(results), *known.notes, *known.remarks]:
         print(f"note: {line}")
-    print(f"results: {folder}; charts: recallzoo report {folder}")
+    in_folder = any(result.hash not in known.results for result in results)
+    places = [*([str(folder)] if in_folder else []), *map(str, known.tables)]
+    out = " --out report" if known.tables else ""
+    print(f"results: {' and '.join(places)}; charts: recallzoo report {shlex.join(places)}{out}")
 
 
-def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
+def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions, known: "Known") -> None:
     """What would be trained, and together with what."""
     import torch
 
@@ -286,15 +314,26 @@ def _print_plan(runs: "list[Run]", folder: Path, options: RunOptions) -> None:
     device = torch.device("cpu") if on_ray else choose_device(options.device)
     store = None if is_vacant(folder) else Store(folder, create=False)
     finished = {run.hash for run in runs if store is not None and store.has(run.hash)}
-    plan = make_plan(runs, store, lambda run: runs_that_fit(run, device), options.max_pack_size)
-    packs = [*(members for _, members in plan.recorded), *plan.new]
-    print(
-        f"{len(runs)} runs, {len(finished)} finished in {folder}, {len(runs) - len(finished)} to "
-        f"train on {'Ray' if on_ray else device} in {len(packs)} packs"
+    plan = make_plan(
+        runs,
+        store,
+        lambda run: runs_that_fit(run, device),
+        options.max_pack_size,
+        known.results.keys(),
     )
+    packs = [*(members for _, members in plan.recorded), *plan.new]
+    num_known = len(known.results.keys() - plan.known)
+    stand = f"{num_known} in tables, " if options.known else ""
+    print(
+        f"{len(runs)} runs, {len(finished)} finished in {folder}, {stand}"
+        f"{len(runs) - len(finished) - num_known} to train on {'Ray' if on_ray else device} in "
+        f"{len(packs)} packs"
+    )
+    for line in known.counts:
+        print(line)
     if on_ray and options.max_pack_size is None:
         print("pack sizes are those of a CPU; the cluster's devices decide when it runs")
-    for note in plan.notes:
+    for note in [*plan.notes, *known.notes]:
         print(f"note: {note}")
     for number, members in enumerate(packs, start=1):
         recorded = ", recorded by an earlier command" if number <= len(plan.recorded) else ""
