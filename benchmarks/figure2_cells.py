@@ -1,38 +1,74 @@
 """Our cells of the paper's Figure 2 beside the published ones, as a table and as JSON.
 
     python benchmarks/figure2_cells.py runs/figure2-64 runs/figure2-128 --out results/figure2.json
+    python benchmarks/figure2_cells.py results/recipes/figure2.parquet runs/figure2-64 \
+        --out results/figure2.json --table results/recipes/figure2.parquet
+
+Sources are results folders and tables of runs (`*.parquet`), in any mix; `--table` writes all of
+their runs as one table, which may be one of those read.
 
 Accuracy is that on the test set at the learning rate chosen on the validation set: mean, lowest
-and highest over seeds, and the mean at every learning rate tried. A run that several folders hold
-counts once. Cells that lack runs say how many, and `not_begun` names those without any. `precision`
-lays cells side by side that differ in nothing but bf16 and fp32. `folders` has each folder's wall
-time, data, compilation and validation included but not the start of Python and Ray, beside what
-the reference's steps would take for the same runs (`figure2_time.py`), where its step is known at
-all of their sizes.
+and highest over seeds, and the mean at every learning rate tried. A run that several sources hold
+counts once, as in the first folder that has it, or else the first table. `runs_missing` of a cell
+are those that a folder's sweeps were to train; a table does not know what was planned, so that a
+cell that stands in tables alone has null. `not_begun` names cells without any run. `precision` lays
+cells side by side that differ in nothing but bf16 and fp32. `folders` has each folder's wall time,
+data, compilation and validation included but not the start of Python and Ray, beside what the
+reference's steps would take for the same runs (`figure2_time.py`), where its step is known at all
+of their sizes. `tables` says what each table knows of how its runs were made, and what not.
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from figure2_time import SPEED, Times
 
-from recallzoo.cells import Cell, cells
-from recallzoo.files import read_json, write_json
+from recallzoo.cells import Cell, cell_words, cells
+from recallzoo.files import atomic_file, read_json, write_json
+from recallzoo.report import runs_of_table
 from recallzoo.report._published import published_points
+from recallzoo.report._sources import TABLE_ENDING, Runs
 from recallzoo.result import Result
-from recallzoo.store import Store
+from recallzoo.store import Store, table_of
 
 MADE_WITH = ("commit", "device", "torch", "triton", "pack_size", "compiled", "fallbacks")
+OF_TABLE = ("commit", "device")
+UNKNOWN = "unknown"
 
 
-def row_of(cell: Cell, published: pl.DataFrame, planned: dict[str, set[str]]) -> dict[str, Any]:
-    """One cell, with the published accuracy of the same mixer, length and width if there is one.
-    `planned` has the hashes of the runs of its cell, by that of any of them."""
+@dataclass(frozen=True)
+class Plans:
+    """What the sweeps of folders were to train: hashes of runs by the words for their cell."""
+
+    hashes: dict[str, set[str]]
+    finished: set[str]
+    """Hashes of all runs that are finished, wherever."""
+
+    def missing(self, cell: Cell) -> int | None:
+        """How many runs of a cell are not finished; None where no folder knows of it."""
+        own = {result.hash for result in cell.results}
+        names = {cell_words(result.label, result.config) for result in cell.results}
+        planned = [hashes for name, hashes in self.hashes.items() if name in names or hashes & own]
+        return len(set().union(*planned) - self.finished) if planned else None
+
+    def not_begun(self, found: Iterable[Cell]) -> list[str]:
+        """The cells of which no run is finished."""
+        names = {cell_words(r.label, r.config) for cell in found for r in cell.results}
+        return sorted(
+            name
+            for name, hashes in self.hashes.items()
+            if name not in names and not hashes & self.finished
+        )
+
+
+def row_of(cell: Cell, published: pl.DataFrame, plans: Plans) -> dict[str, Any]:
+    """One cell, with the published accuracy of the same mixer, length and width if there is one."""
     first = cell.results[0]
     mixer = first.config["model"]["mixers"][0]["name"]
     task, width = first.config["data"]["test"][0]["task"], first.config["model"]["d_model"]
@@ -43,8 +79,6 @@ def row_of(cell: Cell, published: pl.DataFrame, planned: dict[str, set[str]]) ->
         & (pl.col("d_model") == width)
     )
     accuracies = [result.test_accuracy for result in cell.at_best]
-    finished = {result.hash for result in cell.results}
-    wanted = set().union(*(planned.get(run_hash, set()) for run_hash in finished))
     budget = first.config["budget"]
     return {
         "model": cell.label,
@@ -72,8 +106,8 @@ def row_of(cell: Cell, published: pl.DataFrame, planned: dict[str, set[str]]) ->
             f"{rate:g}": [r.steps for r in sorted(runs, key=_seed)]
             for rate, runs in cell.by_learning_rate.items()
         },
-        "runs": len(finished),
-        "runs_missing": len(wanted - finished),
+        "runs": len(cell.results),
+        "runs_missing": plans.missing(cell),
         "train_seconds_per_run": round(statistics.fmean(r.train_seconds for r in cell.results), 2),
         "statuses": [result.status for result in cell.at_best],
         "commit": _distinct(cell.results, "commit"),
@@ -148,38 +182,83 @@ def folder_row(store: Store, results: list[Result], times: Times) -> dict[str, A
     return row
 
 
+def table_row(path: Path, runs: Runs) -> dict[str, Any]:
+    """What a table knows of how its runs were made, and what it does not."""
+    return {
+        "table": path.name,
+        "runs": len(runs.results),
+        "steps": sum(result.steps for result in runs.results),
+        **{name: _values(runs.results, name) for name in OF_TABLE},
+        UNKNOWN: [
+            "command",
+            *(name for name in MADE_WITH if name not in OF_TABLE),
+            "wall_seconds",
+            "runs_missing",
+        ],
+        "remarks": runs.remarks,
+    }
+
+
+def _values(results: Iterable[Result], name: str) -> list[str]:
+    return sorted({str(result.provenance.get(name, UNKNOWN)) for result in results})
+
+
 def _distinct(results: Iterable[Result], name: str) -> str:
-    return ", ".join(sorted({str(result.provenance.get(name)) for result in results}))
+    return ", ".join(_values(results, name))
 
 
 def _seed(result: Result) -> int:
     return result.config["seed"]
 
 
-def summary(folders: list[Path], times: Times) -> dict[str, Any]:
-    """All that is written. UserError for a folder without results."""
-    stores = [Store(folder, create=False) for folder in folders]
-    by_store = [list(store.results()) for store in stores]
-    results = list({result.hash: result for found in by_store for result in found}.values())
-    of_cell: dict[str, set[str]] = {}
-    for store in stores:
+@dataclass(frozen=True)
+class Sources:
+    """Results folders and tables of runs, read."""
+
+    folders: list[tuple[Store, list[Result]]]
+    tables: list[tuple[Path, Runs]]
+
+    @property
+    def results(self) -> list[Result]:
+        """Each run once."""
+        found: dict[str, Result] = {}
+        for results in (
+            *(results for _, results in self.folders),
+            *(runs.results for _, runs in self.tables),
+        ):
+            for result in results:
+                found.setdefault(result.hash, result)
+        return list(found.values())
+
+
+def read_sources(paths: Iterable[Path]) -> Sources:
+    """UserError for a folder without results, or a file that is no table of runs."""
+    sources = Sources([], [])
+    for path in paths:
+        if path.suffix == TABLE_ENDING and not path.is_dir():
+            sources.tables.append((path, runs_of_table(path)))
+        else:
+            store = Store(path, create=False)
+            sources.folders.append((store, list(store.results())))
+    return sources
+
+
+def summary(sources: Sources, times: Times) -> dict[str, Any]:
+    """All that is written as JSON."""
+    results = sources.results
+    plans = Plans({}, {result.hash for result in results})
+    for store, _ in sources.folders:
         for run_hash, run in store.planned().items():
-            of_cell.setdefault(run["cell"], set()).add(run_hash)
-    finished = {result.hash for result in results}
-    planned = {run_hash: hashes for hashes in of_cell.values() for run_hash in hashes}
+            plans.hashes.setdefault(run["cell"], set()).add(run_hash)
     published, found = published_points(), cells(results)
-    rows = [row_of(cell, published, planned) for cell in found]
+    rows = [row_of(cell, published, plans) for cell in found]
     rows.sort(key=lambda row: (row["seq_len"], row["d_model"], row["mixer"], row["num_layers"]))
-    made = {
-        key: sorted({str(result.provenance.get(key)) for result in results}) for key in MADE_WITH
-    }
     return {
-        "command": [command for store in stores for command in store.commands()],
-        **made,
-        "not_begun": sorted(cell for cell, hashes in of_cell.items() if not hashes & finished),
-        "folders": [
-            folder_row(store, found, times) for store, found in zip(stores, by_store, strict=True)
-        ],
+        "command": [command for store, _ in sources.folders for command in store.commands()],
+        **{name: _values(results, name) for name in MADE_WITH},
+        "not_begun": plans.not_begun(found),
+        "folders": [folder_row(store, runs, times) for store, runs in sources.folders],
+        "tables": [table_row(path, runs) for path, runs in sources.tables],
         "precision": precision_pairs(found),
         "cells": rows,
     }
@@ -187,12 +266,23 @@ def summary(folders: list[Path], times: Times) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("store", type=Path, nargs="+", help="results folders of recallzoo run")
+    parser.add_argument(
+        "source", type=Path, nargs="+", help="results folders of recallzoo run, and their tables"
+    )
     parser.add_argument("--speed", type=Path, default=SPEED, help="what speed.py wrote")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="Parquet file for all runs of the sources")
     options = parser.parse_args()
-    content = summary(options.store, Times(options.speed))
+    sources = read_sources(options.source)
+    if options.table is not None and options.table.suffix != TABLE_ENDING:
+        parser.error(f"--table {options.table} does not end in {TABLE_ENDING}")
+    if options.table is not None and not sources.results:
+        parser.error("--table: no run is finished in any of the sources")
+    content = summary(sources, Times(options.speed))
     write_json(options.out, content)
+    if options.table is not None:
+        with atomic_file(options.table) as temporary:
+            table_of(sources.results).write_parquet(temporary)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=140):
         if content["cells"]:
             columns = ("model", "seq_len", "d_model", "num_layers", "precision", "learning_rates")
@@ -200,7 +290,10 @@ def main() -> None:
             print(pl.DataFrame(content["cells"], strict=False).select(*columns, *figures))
         if content["precision"]:
             print(pl.DataFrame(content["precision"]))
-        print(pl.DataFrame(content["folders"], strict=False))
+        if content["folders"]:
+            print(pl.DataFrame(content["folders"], strict=False))
+    for table in content["tables"]:
+        print(*table["remarks"], sep="\n")
     for cell in content["not_begun"]:
         print(f"no run is finished of {cell}")
 

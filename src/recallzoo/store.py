@@ -19,7 +19,7 @@ A run is never half there: its folder appears by one rename. The result table is
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -201,22 +201,7 @@ class Store:
 
     def table(self) -> pl.DataFrame:
         """One row a run, its configuration flattened to columns such as `model.d_model`."""
-        rows = []
-        for result in self.results():
-            content = asdict(result)
-            for name in ("metrics", "rows", "provenance"):
-                del content[name]
-            config, sizes = content.pop("config"), content.pop("state_size")
-            rows.append(
-                {
-                    **content,
-                    "state_size": sum(sizes.values()) if sizes else None,
-                    **flatten(config),
-                    "device": result.provenance.get("device"),
-                    "commit": result.provenance.get("commit"),
-                }
-            )
-        return pl.DataFrame(rows, infer_schema_length=None)
+        return table_of(self.results())
 
     def slices(self) -> pl.DataFrame:
         """One row a run and slice value: hash, slice, value, correct, total."""
@@ -250,6 +235,27 @@ class Store:
         with atomic_file(path) as temporary:
             self.table().write_parquet(temporary)
         return path
+
+
+def table_of(results: Iterable[Result]) -> pl.DataFrame:
+    """One row a run, by hash, its configuration flattened to columns such as `model.d_model`."""
+    rows = []
+    for result in results:
+        content = asdict(result)
+        for name in ("metrics", "rows", "provenance"):
+            del content[name]
+        config, sizes = content.pop("config"), content.pop("state_size")
+        rows.append(
+            {
+                **content,
+                "state_size": sum(sizes.values()) if sizes else None,
+                **flatten(config),
+                "device": result.provenance.get("device"),
+                "commit": result.provenance.get("commit"),
+            }
+        )
+    rows.sort(key=lambda row: row["hash"])
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

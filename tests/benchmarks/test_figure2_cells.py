@@ -12,14 +12,19 @@ from typing import Any
 
 import figure2_cells
 import figure2_time
+import polars as pl
 import pytest
 from figure2_time import Times
+from polars.testing import assert_frame_equal
 
+from recallzoo.cells import cell_words
 from recallzoo.files import read_json, write_json
 from recallzoo.recipes.figure2 import figure2 as recipe
 from recallzoo.result import Result
+from recallzoo.store import Store
 from tests.report.stores import figure2, result, store_of
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 SPEED = {
     "cells": [
         {
@@ -52,7 +57,7 @@ def test_a_run_that_two_folders_hold_counts_once(tmp_path, times):
     runs = [result(seed=seed, accuracy=0.5 + 0.1 * seed) for seed in range(3)]
     store_of(tmp_path / "first", runs[:2])
     store_of(tmp_path / "second", runs[1:])
-    content = figure2_cells.summary([tmp_path / "first", tmp_path / "second"], times)
+    content = summary([tmp_path / "first", tmp_path / "second"], times)
     (row,) = content["cells"]
     assert row["seeds"] == [0, 1, 2]
     assert (row["test_accuracy"], row["lowest"], row["highest"]) == (0.6, 0.5, 0.7)
@@ -60,12 +65,81 @@ def test_a_run_that_two_folders_hold_counts_once(tmp_path, times):
     assert (row["commit"], row["device"], row["precision"]) == ("0123abc", "CPU, 1 threads", "fp32")
 
 
+def test_a_table_stands_for_its_folder_and_says_what_it_does_not_know(tmp_path, times):
+    runs = [result(width=width, seed=seed) for width in (64, 128) for seed in range(2)]
+    whole = summary([store_of(tmp_path / "whole", runs).folder], times)
+    folder = store_of(tmp_path / "folder", runs[:2]).folder
+    table = store_of(tmp_path / "other", runs[1:]).write_table()
+    for paths in ([folder, table], [table, folder]):
+        content = summary(paths, times)
+        assert content["cells"] == whole["cells"]
+        assert [row["runs"] for row in content["folders"]] == [2]
+        (row,) = content["tables"]
+        assert (row["table"], row["runs"], row["device"]) == (
+            "table.parquet",
+            3,
+            ["CPU, 1 threads"],
+        )
+        assert {"torch", "fallbacks", "wall_seconds", "runs_missing"} <= {*row["unknown"]}
+        assert content["torch"] == ["2.13.0", "unknown"]
+        assert content["commit"] == ["0123abc"]
+        found = figure2_cells.read_sources(paths).results
+        assert [one.hash for one in found if "torch" in one.provenance] == [
+            one.hash for one in found if one.hash in Store(folder).hashes()
+        ]
+
+
+def test_a_folder_that_was_to_complete_a_table_says_what_its_cells_lack(tmp_path, times):
+    runs = [result(width=64, seed=seed) for seed in range(3)]
+    others = [result(width=128), result(width=256)]
+    table = store_of(tmp_path / "gone", [runs[0], others[0]]).write_table()
+    store = store_of(tmp_path / "o", [])
+    wanted = [*runs[1:], others[1]]
+    store.plan({r.hash: {"cell": cell_words(r.label, r.config)} for r in wanted})
+    for finished, missing in ((0, 2), (1, 1), (2, 0)):
+        for run in runs[1 : 1 + finished]:
+            store.write(run)
+        content = summary([table, tmp_path / "o"], times)
+        assert [row["runs_missing"] for row in content["cells"]] == [missing, None]
+        assert content["not_begun"] == [
+            "attention, 2 layers, width 256, fp32; mqar, 64 tokens, 4 pairs"
+        ]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["figure2_cells.py", *map(str, words)])
+    figure2_cells.main()
+
+
+def test_a_table_is_extended_from_itself_and_a_folder(tmp_path, times, monkeypatch):
+    runs = [result(seed=seed, status="diverged" if seed else "finished") for seed in range(4)]
+    table = store_of(tmp_path / "a", runs[:3]).write_table()
+    folder = store_of(tmp_path / "b", runs[2:]).folder
+    out, wanted = tmp_path / "cells.json", store_of(tmp_path / "whole", runs).table()
+    command(monkeypatch, table, folder, "--out", out, "--table", table)
+    assert_frame_equal(pl.read_parquet(table), wanted)
+    assert read_json(out)["cells"][0]["seeds"] == [0, 1, 2, 3]
+    for source, other in ((store_of(tmp_path / "empty", []).folder, table), (table, out)):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, source, "--out", tmp_path / "no.json", "--table", other)
+    assert_frame_equal(pl.read_parquet(table), wanted)
+    assert not (tmp_path / "no.json").exists()
+
+
+def test_the_published_table_has_the_published_cells(times):
+    published = read_json(RESULTS / "figure2.json")["cells"]
+    content = summary([RESULTS / "recipes" / "figure2.parquet"], times)
+    assert json.loads(json.dumps(content["cells"])) == [
+        {**row, "runs_missing": None} for row in published
+    ]
+
+
 def test_part_of_a_sweep_says_what_it_lacks(tmp_path, times):
     runs = [result(width=64, seed=seed) for seed in range(3)] + [result(width=128)]
     store = store_of(tmp_path / "o", runs[:2])
     cell_of = {one.hash: {"cell": f"width {one.config['model']['d_model']}"} for one in runs}
     store.plan(cell_of)
-    content = figure2_cells.summary([tmp_path / "o"], times)
+    content = summary([tmp_path / "o"], times)
     (row,) = content["cells"]
     assert (row["runs"], row["runs_missing"]) == (2, 1)
     assert content["not_begun"] == ["width 128"]
@@ -74,8 +148,7 @@ def test_part_of_a_sweep_says_what_it_lacks(tmp_path, times):
 def test_a_whole_figure_is_small_and_has_the_published_points(tmp_path, times, monkeypatch):
     store_of(tmp_path / "o", figure2())
     out = tmp_path / "figure2.json"
-    monkeypatch.setattr(sys, "argv", ["figure2_cells.py", str(tmp_path / "o"), "--out", str(out)])
-    figure2_cells.main()
+    command(monkeypatch, tmp_path / "o", "--out", out)
     rows = read_json(out)["cells"]
     assert len(rows) == 5 * 4 * 4
     assert all(row["published"] is not None for row in rows)
@@ -97,10 +170,14 @@ def test_precisions_agree_where_they_are_no_further_apart_than_seeds(
     runs += [in_precision("fp32", accuracy, seed) for seed, accuracy in enumerate(fp32)]
     runs += [in_precision("fp32", 0.1, 0, width=128)]  # which has no counterpart
     store_of(tmp_path / "o", runs)
-    (pair,) = figure2_cells.summary([tmp_path / "o"], times)["precision"]
+    (pair,) = summary([tmp_path / "o"], times)["precision"]
     assert pair["within_seeds"] is within
     assert pair["seeds"] == [len(bf16), len(fp32)]
     assert pair["difference"] == pytest.approx(sum(bf16) / len(bf16) - sum(fp32) / len(fp32))
+
+
+def summary(paths: list[Path], times: Times) -> dict[str, Any]:
+    return figure2_cells.summary(figure2_cells.read_sources(paths), times)
 
 
 def calls(folder: Path, *wall_seconds: float | None) -> None:
@@ -112,7 +189,7 @@ def test_time_is_held_against_the_steps_that_the_reference_would_take(tmp_path, 
     runs = [result(width=64), result("rwkv4", width=512), result(width=128)]  # 100 steps each
     store_of(tmp_path / "o", runs)
     calls(tmp_path / "o", 0.5, 0.5)
-    (row,) = figure2_cells.summary([tmp_path / "o"], times)["folders"]
+    (row,) = summary([tmp_path / "o"], times)["folders"]
     curve = 10 + 35 * (128**2 - 64**2) / (512**2 - 64**2)
     line = 10 + 35 * (128 - 64) / (512 - 64)
     assert row["speedup"] == [round((10 + 45 + ms) / 10, 1) for ms in (curve, line)]
@@ -127,7 +204,7 @@ def test_no_speedup_is_told_where_a_time_is_not_known(tmp_path, times, how):
     store_of(tmp_path / "o", runs)
     if how != "no record":
         calls(tmp_path / "o", 1.0, *([None] if how == "killed" else []))
-    (row,) = figure2_cells.summary([tmp_path / "o"], times)["folders"]
+    (row,) = summary([tmp_path / "o"], times)["folders"]
     assert (row["speedup"], row["reference_hours"]) == (None, None)
 
 
