@@ -5,7 +5,8 @@
         --out results/figure2.json --table results/recipes/figure2.parquet
 
 Sources are results folders and tables of runs (`*.parquet`), in any mix; `--table` writes all of
-their runs as one table, which may be one of those read.
+their runs as one table, which may be one of those read. `--num-learning-rates` counts the runs of a
+grid alone, so that cells with denser rates are chosen from as many as the others.
 
 Accuracy is that on the test set at the learning rate chosen on the validation set: mean, lowest
 and highest over seeds, and the mean at every learning rate tried. A run that several sources hold
@@ -21,7 +22,7 @@ of their sizes. `tables` says what each table knows of how its runs were made, a
 import argparse
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from figure2_time import SPEED, Times
 
 from recallzoo.cells import Cell, cell_words, cells
 from recallzoo.files import atomic_file, read_json, write_json
+from recallzoo.recipes._figure2 import learning_rate_grid
 from recallzoo.report import runs_of_table
 from recallzoo.report._published import published_points
 from recallzoo.report._sources import TABLE_ENDING, Runs
@@ -217,6 +219,17 @@ class Sources:
 
     folders: list[tuple[Store, list[Result]]]
     tables: list[tuple[Path, Runs]]
+    rates: Collection[float] | None = None
+    """The learning rates that count; None: all."""
+
+    @property
+    def counted(self) -> list[Result]:
+        """Each run once, of the learning rates that count."""
+        return [
+            result
+            for result in self.results
+            if self.rates is None or result.config["optimizer"]["learning_rate"] in self.rates
+        ]
 
     @property
     def results(self) -> list[Result]:
@@ -231,9 +244,9 @@ class Sources:
         return list(found.values())
 
 
-def read_sources(paths: Iterable[Path]) -> Sources:
+def read_sources(paths: Iterable[Path], rates: Collection[float] | None = None) -> Sources:
     """UserError for a folder without results, or a file that is no table of runs."""
-    sources = Sources([], [])
+    sources = Sources([], [], rates)
     for path in paths:
         if path.suffix == TABLE_ENDING and not path.is_dir():
             sources.tables.append((path, runs_of_table(path)))
@@ -245,8 +258,8 @@ def read_sources(paths: Iterable[Path]) -> Sources:
 
 def summary(sources: Sources, times: Times) -> dict[str, Any]:
     """All that is written as JSON."""
-    results = sources.results
-    plans = Plans({}, {result.hash for result in results})
+    results = sources.counted
+    plans = Plans({}, {result.hash for result in sources.results})
     for store, _ in sources.folders:
         for run_hash, run in store.planned().items():
             plans.hashes.setdefault(run["cell"], set()).add(run_hash)
@@ -272,17 +285,21 @@ def main() -> None:
     parser.add_argument("--speed", type=Path, default=SPEED, help="what speed.py wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="Parquet file for all runs of the sources")
+    parser.add_argument(
+        "--num-learning-rates", type=int, help="count only those of the recipe's grid of so many"
+    )
     options = parser.parse_args()
-    sources = read_sources(options.source)
+    number = options.num_learning_rates
+    sources = read_sources(options.source, None if number is None else learning_rate_grid(number))
     if options.table is not None and options.table.suffix != TABLE_ENDING:
         parser.error(f"--table {options.table} does not end in {TABLE_ENDING}")
-    if options.table is not None and not sources.results:
+    if options.table is not None and not sources.counted:
         parser.error("--table: no run is finished in any of the sources")
     content = summary(sources, Times(options.speed))
     write_json(options.out, content)
     if options.table is not None:
         with atomic_file(options.table) as temporary:
-            table_of(sources.results).write_parquet(temporary)
+            table_of(sources.counted).write_parquet(temporary)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=140):
         if content["cells"]:
             columns = ("model", "seq_len", "d_model", "num_layers", "precision", "learning_rates")

@@ -126,6 +126,17 @@ def test_a_table_is_extended_from_itself_and_a_folder(tmp_path, times, monkeypat
     assert not (tmp_path / "no.json").exists()
 
 
+def test_denser_rates_are_left_out_of_cells_and_table_but_are_not_missing(tmp_path, monkeypatch):
+    runs = [result(learning_rate=rate, accuracy=rate) for rate in (1e-4, 1e-3, 2.15443e-3)]
+    store = store_of(tmp_path / "o", runs)
+    store.plan({one.hash: {"cell": "the cell"} for one in runs})
+    out, table = tmp_path / "cells.json", tmp_path / "table.parquet"
+    command(monkeypatch, store.folder, "--out", out, "--table", table, "--num-learning-rates", 3)
+    (row,) = read_json(out)["cells"]
+    assert (row["learning_rates"], row["runs"], row["runs_missing"]) == ([1e-3], 2, 0)
+    assert pl.read_parquet(table)["optimizer.learning_rate"].sort().to_list() == [1e-4, 1e-3]
+
+
 def test_the_published_table_has_the_published_cells(times):
     published = read_json(RESULTS / "figure2.json")["cells"]
     content = summary([RESULTS / "recipes" / "figure2.parquet"], times)
