@@ -11,7 +11,7 @@ from browser import Page
 from stores import HOSTILE, result, store_of
 
 from recallzoo.cli import main
-from recallzoo.errors import UserError
+from recallzoo.errors import StoreError, UserError
 from recallzoo.report import write_training_report
 from recallzoo.report._training import MOST_POINTS, _curve, _names, draw, runs_table
 from recallzoo.report._training_run import read_training
@@ -219,7 +219,7 @@ def test_a_damaged_run_is_named_and_no_advice_costs_a_checkpoint(
         first, *others = path.read_text().splitlines()
         value = "\n".join([json.dumps({**json.loads(first), name: value}), *others])
     path.write_text(value)
-    assert main(["report", str(path.parent), "--formats", "html"]) == 2
+    assert main(["report", str(path.parent), "--formats", "html"]) == StoreError.exit_code
     message = capsys.readouterr().err
     assert str(path) in message
     assert words in message

@@ -38,7 +38,7 @@ def write_training_report(
 ) -> list[Path]:
     """Write `training.html` and each of its charts as SVG and PNG; return their paths.
 
-    Raises UserError for a folder that is damaged or without a step in its metrics, StoreError
+    Raises UserError for a folder without a step in its metrics, StoreError for a damaged one or
     where the report cannot be written. Equal runs give equal files.
     """
     require_folder(out_folder, "a folder for the report")

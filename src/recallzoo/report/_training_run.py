@@ -78,20 +78,18 @@ class Training:
 
 
 def read_training(folder: Path, name: str) -> Training:
-    """A run, finished or not. UserError for one without a step in its metrics, or damaged."""
+    """A run, finished or not. UserError for one without a step in its metrics yet, StoreError for
+    one that is damaged."""
     path, remedy = folder / SUMMARY, _remedy(folder)
-    try:
-        config = read_described(folder / PRETRAINING_RUN, _CONFIG, remedy, _OPTIONAL)
-        summary = read_described(path, _SUMMARY, remedy, _OPTIONAL) if path.exists() else None
-        lines = read_metrics(folder, remedy=remedy)
-    except StoreError as error:
-        raise UserError(str(error)) from error
+    config = read_described(folder / PRETRAINING_RUN, _CONFIG, remedy, _OPTIONAL)
+    summary = read_described(path, _SUMMARY, remedy, _OPTIONAL) if path.exists() else None
+    lines = read_metrics(folder, remedy=remedy)
     run = Training(name, config, lines, summary)
     if run.steps:
         return run
     if summary is None:
         raise UserError(f"{folder} has no step in its metrics yet. Train some first.")
-    raise UserError(
+    raise StoreError(
         f"{folder / METRICS} has no step, where {SUMMARY} says that the run is finished. {remedy}"
     )
 
