@@ -91,6 +91,8 @@ def test_the_same_command_again_keeps_and_overwrite_replaces(run_cli, corpus, tm
         (("{corpus}",), ("text", "corpus.jsonl")),
         (("{corpus}", "--tokenizer", "t", "--vocab-size", "300"), ("vocab_size",)),
         (("{corpus}", "--vocab-size", "20", *FIELDS), ("vocab_size=20",)),
+        (("hf:",), ("'hf:' names no dataset", "hf:NAME:CONFIG:SPLIT")),
+        (("hf:a:b:c:d",), ("'hf:a:b:c:d' names no dataset",)),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_no_data(run_cli, corpus, tmp_path, arguments, words):
@@ -98,6 +100,17 @@ def test_a_mistake_is_one_message_and_leaves_no_data(run_cli, corpus, tmp_path, 
     outcome = run_cli("prepare", *given, "--out", tmp_path / "data")
     require_mistake(outcome, *words)
     assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_a_source_that_could_not_be_read_does_not_keep_others_out_of_the_folder(
+    run_cli, corpus, tmp_path
+):
+    def command(*more):
+        return run_cli("prepare", corpus, "--out", tmp_path / "data", "--vocab-size", 300, *more)
+
+    require_mistake(command(), "corpus.jsonl")
+    halves = ("--valid-fraction", 0.1, "--test-fraction", 0.1)
+    assert command(*FIELDS, *halves).code == 0
 
 
 def test_a_misspelt_option_is_refused_with_its_near_name(run_cli, corpus, tmp_path):

@@ -84,7 +84,7 @@ def find_files(source: str) -> tuple[list[SourceFile], list[str]]:
     Raises UserError for what does not exist, is of an unknown type, or holds no text file.
     """
     if source.startswith(HUGGING_FACE):
-        return [SourceFile(source.removeprefix(HUGGING_FACE), None, "hf", "all")], []
+        return [SourceFile(_name_of_dataset(source), None, "hf", "all")], []
     path = Path(source)
     if path.is_file():
         kind = _kind_of(path)
@@ -116,6 +116,16 @@ def find_files(source: str) -> tuple[list[SourceFile], list[str]]:
             f"{', '.join(_PLAIN + _JSON + _PARQUET)} (or these with {', '.join(_COMPRESSED)})."
         )
     return found, ignored
+
+
+def _name_of_dataset(source: str) -> str:
+    name = source.removeprefix(HUGGING_FACE)
+    if not name.partition(":")[0] or name.count(":") > 2:
+        raise UserError(
+            f"{source!r} names no dataset. Write {HUGGING_FACE}NAME, {HUGGING_FACE}NAME:CONFIG or "
+            f"{HUGGING_FACE}NAME:CONFIG:SPLIT; NAME may be a folder."
+        )
+    return name
 
 
 def read_documents(
@@ -398,10 +408,11 @@ def _dataset_rows(name: str, fields: Fields, skip: int) -> Iterator[dict[str, An
             path, config or None, split=split or "train", streaming=True
         )
     except Exception as error:  # the library raises many kinds
+        first_line = f"{str(error).strip() or type(error).__name__}".splitlines()[0].rstrip(".")
         raise UserError(
             f"dataset {path!r} (config {config or 'default'}, split {split or 'train'}) could not "
-            f"be opened: {str(error).splitlines()[0]} Write {HUGGING_FACE}NAME:CONFIG:SPLIT; a "
-            f"name from the hub needs a network."
+            f"be opened: {first_line}. Check its name, {HUGGING_FACE}NAME:CONFIG:SPLIT; one from "
+            f"the hub needs a network."
         ) from error
     if rows.column_names is not None:
         if fields.text not in rows.column_names:

@@ -227,7 +227,7 @@ def _prepare(
     progress: bool,
 ) -> TokenData:
     out, work = options.out, options.out / WORK
-    if (work / "plan.json").exists():
+    if _has_begun(out):
         _require_same(plan, read_json(work / "plan.json"), out)
     else:
         write_json(work / "plan.json", plan)
@@ -365,6 +365,15 @@ def _require_same(plan: dict[str, Any], there: dict[str, Any], out: Path) -> Non
 
 def _source_text(source: dict[str, Any]) -> str:
     return f"{source['name']} ({(source['sha256'] or 'dataset')[:8]})"
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether an earlier call left more than its plan, such as one whose source cannot be opened
+    does: then another plan may take its place."""
+    work = out / WORK
+    made = [*out.glob("[!.]*"), *work.glob("[!.]*"), *work.glob("parts/*")]
+    nothing = {work, work / "plan.json", work / "lock", work / "parts"}
+    return (work / "plan.json").exists() and not set(made) <= nothing
 
 
 def _require_ours(out: Path) -> None:
