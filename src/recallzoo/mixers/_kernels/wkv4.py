@@ -109,7 +109,7 @@ def _wkv_forward(
             _, past, now = _shares(exponent, key + u)
             below = past * weight + now
             if PARTS == 3:
-                below *= 1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32))
+                below *= 1.0 + tl.exp2(receptances[j].to(tl.float32) * -LOG2E)
             out = (past * total + now * value) / below
             here = inside & (start + j < T)
             _put(y + at + j * D, out, here)
@@ -178,7 +178,7 @@ def _wkv_backward(
             out = (past * totals[j] + now * value) * inverse
             given = givens[j].to(tl.float32)
             if PARTS == 3:
-                gate = 1.0 / (1.0 + tl.exp2(-LOG2E * receptances[j].to(tl.float32)))
+                gate = 1.0 / (1.0 + tl.exp2(receptances[j].to(tl.float32) * -LOG2E))
                 given *= gate
                 _put(d_projected + to_r + col + j * D, given * out * (1.0 - gate), here)
             scaled = given * inverse

@@ -34,9 +34,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _add_block(x, largest, total):
     """The running maximum and sum of each thread's logits, with those of a block."""
-    new_largest = tl.maximum(largest, LOG2_E * tl.max(x, axis=1))
+    new_largest = tl.maximum(largest, tl.max(x, axis=1) * LOG2_E)
     total *= tl.exp2(largest - new_largest)
-    total += tl.sum(tl.exp2(LOG2_E * x - new_largest[:, None]), axis=1)
+    total += tl.sum(tl.exp2(x * LOG2_E - new_largest[:, None]), axis=1)
     return new_largest, total
 
 
@@ -78,16 +78,16 @@ def _gradient(
     for start in range(0, WHOLE, ROWS * COLS):
         here = row + start + offset
         x = tl.load(here, eviction_policy="evict_first").to(tl.float32)
-        p = tl.exp2(LOG2_E * x - log2_total).to(logits.dtype.element_ty)
+        p = tl.exp2(x * LOG2_E - log2_total).to(logits.dtype.element_ty)
         tl.store(here, p, eviction_policy="evict_first")
     for start in range(WHOLE, V, ROWS * COLS):
         word = start + offset
         x = tl.load(row + word, mask=word < V, other=-float("inf")).to(tl.float32)
         x = tl.where(word < VOCAB_SIZE, x, -float("inf"))
-        p = tl.exp2(LOG2_E * x - log2_total).to(logits.dtype.element_ty)
+        p = tl.exp2(x * LOG2_E - log2_total).to(logits.dtype.element_ty)
         tl.store(row + word, p, mask=word < V)
     tl.debug_barrier()  # the answer's gradient comes after what its thread has written there
-    p = tl.exp2(LOG2_E * score - log2_total) - 1.0
+    p = tl.exp2(score * LOG2_E - log2_total) - 1.0
     tl.store(row + answer, p.to(logits.dtype.element_ty), mask=is_word)
 
 
