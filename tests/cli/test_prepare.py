@@ -102,15 +102,17 @@ def test_a_mistake_is_one_message_and_leaves_no_data(run_cli, corpus, tmp_path, 
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
-def test_a_source_that_could_not_be_read_does_not_keep_others_out_of_the_folder(
+def test_a_source_that_could_not_be_read_keeps_none_out_of_the_folder_and_one_that_was_does(
     run_cli, corpus, tmp_path
 ):
     def command(*more):
         return run_cli("prepare", corpus, "--out", tmp_path / "data", "--vocab-size", 300, *more)
 
     require_mistake(command(), "corpus.jsonl")
-    halves = ("--valid-fraction", 0.1, "--test-fraction", 0.1)
-    assert command(*FIELDS, *halves).code == 0
+    require_mistake(command(*FIELDS, "--valid-fraction", 1e-9), "valid")  # once all was read
+    tenths = ("--valid-fraction", 0.1, "--test-fraction", 0.1)
+    require_mistake(command(*FIELDS, *tenths), "valid_fraction was 1e-09 and is now 0.1")
+    assert command(*FIELDS, *tenths, "--overwrite").code == 0
 
 
 def test_a_misspelt_option_is_refused_with_its_near_name(run_cli, corpus, tmp_path):

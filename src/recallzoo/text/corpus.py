@@ -408,11 +408,11 @@ def _dataset_rows(name: str, fields: Fields, skip: int) -> Iterator[dict[str, An
             path, config or None, split=split or "train", streaming=True
         )
     except Exception as error:  # the library raises many kinds
-        first_line = f"{str(error).strip() or type(error).__name__}".splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"dataset {path!r} (config {config or 'default'}, split {split or 'train'}) could not "
-            f"be opened: {first_line}. Check its name, {HUGGING_FACE}NAME:CONFIG:SPLIT; one from "
-            f"the hub needs a network."
+            f"be opened: {reason}. Check its name, {HUGGING_FACE}NAME:CONFIG:SPLIT; one from the "
+            f"hub needs a network."
         ) from error
     if rows.column_names is not None:
         if fields.text not in rows.column_names:
