@@ -1,4 +1,4 @@
-"""The two protocols of Figure 2: how many runs, which ones, and what sets them apart."""
+"""The three protocols of Figure 2: how many runs, which ones, and what sets them apart."""
 
 import dataclasses
 import functools
@@ -10,11 +10,14 @@ from recallzoo.errors import InvalidConfig
 from recallzoo.mixers import Context, mixer
 from recallzoo.model import Block, ModelConfig
 from recallzoo.recipes.figure2 import figure2
+from recallzoo.recipes.figure2_2023 import figure2_2023
 from recallzoo.recipes.figure2_iclr24 import figure2_iclr24
 from recallzoo.run import Run
+from recallzoo.state_mixers import build_state_mixer
 from recallzoo.train._stack import stack_models
 
 BOTH = pytest.mark.parametrize("recipe", [figure2, figure2_iclr24])
+ALL = pytest.mark.parametrize("recipe", [figure2, figure2_iclr24, figure2_2023])
 SMALL = {"seq_lens": (64,), "widths": (16,), "mixers": ("attention", "base_conv")}
 
 
@@ -35,7 +38,9 @@ def differing(first: Run, second: Run) -> set[str]:
     return walk(first.config, second.config, "")
 
 
-@pytest.mark.parametrize(("recipe", "seeds"), [(figure2, 3), (figure2_iclr24, 1)])
+@pytest.mark.parametrize(
+    ("recipe", "seeds"), [(figure2, 3), (figure2_iclr24, 1), (figure2_2023, 1)]
+)
 def test_all_cells_of_the_figure_are_there_once(recipe, seeds):
     runs = all_runs(recipe)
     assert len(runs) == 5 * 4 * 4 * 4 * seeds
@@ -72,6 +77,51 @@ def test_with_as_many_layers_the_protocols_differ_in_what_they_say_alone():
         }
 
 
+def test_the_launched_protocol_has_networks_where_there_were_and_mixers_twice_where_there_were():
+    found = {
+        run.label: (run.model.num_layers, run.model.state_mixer) for run in all_runs(figure2_2023)
+    }
+    assert found == {
+        "Attention": (2, "tanh_mlp"),
+        "BaseConv": (8, "none"),
+        "H3": (4, "none"),
+        "Hyena": (2, "tanh_mlp"),
+        "RWKV": (2, "tanh_mlp"),
+    }
+    run, *_ = figure2_2023(**{**SMALL, "mixers": ("base_conv",)})
+    sizes = [dict(config.options)["kernel_size"] for config in run.model.layer_mixers()]
+    assert sizes == [3, 3, -1, -1, 3, 3, -1, -1]
+
+
+def test_the_launched_protocol_has_large_batches_but_for_attention_and_long_examples():
+    found = {
+        (run.label, run.data.max_seq_len): run.budget.batch_size for run in all_runs(figure2_2023)
+    }
+    assert [found["Attention", length] for length in (64, 128, 256, 512)] == [256, 256, 256, 128]
+    assert [found["H3", length] for length in (64, 128, 256, 512)] == [1024, 1024, 256, 128]
+    assert [found["RWKV", length] for length in (64, 128, 256, 512)] == [1024, 1024, 1024, 128]
+
+
+def test_beside_model_and_batches_the_launched_protocol_differs_from_the_release_in_its_decay():
+    options = {"seq_lens": (64,), "widths": (16,), "mixers": ("attention",), "seeds": (0,)}
+    for one, other in zip(figure2_2023(**options), figure2_iclr24(**options), strict=True):
+        assert differing(one, other) == {
+            "budget.batch_size",
+            "model.state_mixer",
+            "optimizer.weight_decay",
+        }
+
+
+def test_a_tanh_mlp_is_two_maps_with_tanh_between():
+    block = build_state_mixer("tanh_mlp", 4, 2.0)
+    assert isinstance(block, torch.nn.Module)
+    x = torch.randn(3, 4)
+    parameters = dict(block.named_parameters())
+    hidden = torch.tanh(x @ parameters["fc1.weight"].T + parameters["fc1.bias"])
+    expected = hidden @ parameters["fc2.weight"].T + parameters["fc2.bias"]
+    torch.testing.assert_close(block(x), expected)
+
+
 @BOTH
 def test_filters_of_base_conv_are_short_and_long_in_turn(recipe):
     runs = recipe(**{**SMALL, "mixers": ("base_conv",)}, num_layers=4)
@@ -79,7 +129,7 @@ def test_filters_of_base_conv_are_short_and_long_in_turn(recipe):
     assert sizes == [3, -1, 3, -1]
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("num_rates", [7, 10, 13])
 def test_denser_grids_hold_the_runs_of_the_published_one(recipe, num_rates):
     published = {run.hash for run in recipe(**SMALL)}
@@ -88,7 +138,7 @@ def test_denser_grids_hold_the_runs_of_the_published_one(recipe, num_rates):
     assert len(denser) * 4 == len(published) * num_rates
 
 
-@BOTH
+@ALL
 def test_runs_of_a_cell_train_together_and_stop_together_if_asked(recipe):
     runs = recipe(seq_lens=(64,), widths=(16,), mixers=("h3",), seeds=(0, 1), stop_group=True)
     assert len({run.pack_key for run in runs}) == 1
@@ -96,14 +146,14 @@ def test_runs_of_a_cell_train_together_and_stop_together_if_asked(recipe):
     assert all(run.budget.stop_group for run in runs)
 
 
-@BOTH
+@ALL
 def test_any_mixer_may_take_part(recipe):
     run, *_ = recipe(seq_lens=(64,), widths=(16,), mixers=("short_conv",))
     assert run.model.mixers == (mixer("short_conv"),)
     assert run.model_label.startswith("short_conv")
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     "options",
     [

@@ -50,7 +50,7 @@ class ModelConfig:
     """Width, D."""
     num_layers: int = 2
     state_mixer: StateMixer = "none"
-    """What follows each mixer: none, identity (x + norm(x)), mlp or gated_mlp."""
+    """What follows each mixer: none, identity (x + norm(x)), mlp, tanh_mlp or gated_mlp."""
     mlp_ratio: float = 4.0
     """Hidden width of the state mixer over d_model."""
     position: Literal["none", "learned"] = "none"

@@ -2,29 +2,33 @@
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from recallzoo.errors import UnknownName
 
-StateMixer = Literal["none", "identity", "mlp", "gated_mlp"]
+StateMixer = Literal["none", "identity", "mlp", "tanh_mlp", "gated_mlp"]
 """`none` leaves the block without its second half. `identity` keeps it, x + norm(x), as the
 reference's Figure 2 has it: its block adds the norm of the residual stream where it is given
-torch.nn.Identity."""
+torch.nn.Identity. `tanh_mlp` is what stood there in October 2023."""
 
 
 class MLP(nn.Module):
-    """y = W2 gelu(W1 x + b1) + b2"""
+    """y = W2 f(W1 x + b1) + b2, where f is gelu, or tanh."""
 
-    def __init__(self, d_model: int, d_hidden: int) -> None:
+    def __init__(self, d_model: int, d_hidden: int, activation: Literal["gelu", "tanh"]) -> None:
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(d_model, d_hidden)
         self.fc2 = nn.Linear(d_hidden, d_model)
         _initialise(self)
 
     def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)
+        is_tanh = self.activation == "tanh"
+        return self.fc2(torch.tanh(hidden) if is_tanh else F.gelu(hidden, approximate="tanh"))
 
 
 class GatedMLP(nn.Module):
@@ -58,7 +62,9 @@ def build_state_mixer(kind: str, d_model: int, mlp_ratio: float) -> nn.Module | 
         case "identity":
             return nn.Identity()
         case "mlp":
-            return MLP(d_model, d_hidden)
+            return MLP(d_model, d_hidden, "gelu")
+        case "tanh_mlp":
+            return MLP(d_model, d_hidden, "tanh")
         case "gated_mlp":
             return GatedMLP(d_model, d_hidden)
     raise UnknownName("state mixer", kind, get_args(StateMixer))

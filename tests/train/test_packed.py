@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[tuple[MixerConfig, ...], dict[str, Any]]] = {
         HYBRID,
         {"state_mixer": "mlp", "position": "none", "rescale_out_proj": False},
     ),
-    "dropout": (HYBRID, {"embed_dropout": 0.2, "residual_dropout": 0.3, "state_mixer": "mlp"}),
+    "dropout": (HYBRID, {"embed_dropout": 0.2, "residual_dropout": 0.3, "state_mixer": "tanh_mlp"}),
 }
 
 
