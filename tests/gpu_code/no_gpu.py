@@ -1,6 +1,7 @@
 """The code that `torch.compile` writes for an H100, made and compiled where there is no GPU.
 
     kernels = gpu_kernels(function, *inputs)
+    sizes = launched_kernels(function, *inputs)     of kernels that are the project's own
 
 Tensors are on device "cuda" and have no memory, so that every branch for GPUs is taken; Inductor
 writes its Triton kernels of forward and backward, and Triton compiles each down to machine code,
@@ -75,6 +76,9 @@ def pretend() -> None:
             return GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
 
         def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
             return 0
 
         def get_active_torch_device(self) -> torch.device:
@@ -188,6 +192,30 @@ def gpu_kernels(function: Callable[..., Any], *inputs: Any) -> list[Written]:
     for number, program in enumerate(programs):
         assert program.kernels, f"program {number} was written without one Triton kernel"
     return programs
+
+
+def launched_kernels(function: Callable[..., Any], *inputs: Any) -> dict[str, int]:
+    """Compile every Triton kernel that `function` launches, without launching it: bytes of its
+    machine code, by name. Raises what Triton raises."""
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    sizes: dict[str, int] = {}
+    run = JITFunction.run
+
+    def compile_only(
+        kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any
+    ) -> None:
+        if not warmup:  # dtypes stand for tensors there
+            args = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
+            return kernel.warmup(*args, grid=grid, **options)
+        compiled: Any = run(kernel, *args, grid=grid, warmup=True, **options)
+        sizes[kernel.__name__] = len(compiled.asm["cubin"])
+        return None
+
+    with mock.patch.object(JITFunction, "run", compile_only):
+        function(*inputs)
+    return sizes
 
 
 def _check_blocks(source: str) -> None:

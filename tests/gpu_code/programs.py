@@ -10,6 +10,8 @@ raised. Names may be patterns (`pack/*`):
     pack-norms/SETTING  the same without state mixers, the norms in one pass with the additions
     draws               random numbers, dropout and randomly selected rows of two runs
     update              AdamW of a pack
+    embedding           our own kernels of a pack's token vectors and their gradient, of one width
+                        and precision for each count
     rows                FlexAttention of selected rows, forward and backward
     rows-valid          the same without gradients
     block/SETTING       a block as pretraining compiles it
@@ -39,7 +41,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import no_gpu
-from no_gpu import Written, gpu_kernels
+from no_gpu import Written, gpu_kernels, launched_kernels
 
 if __name__ == "__main__":
     no_gpu.pretend()
@@ -62,6 +64,7 @@ from recallzoo.recipes.figure2 import figure2 as figure2_runs
 from recallzoo.run import Budget, Optimizer, Run
 from recallzoo.tasks import Data, make_splits, task
 from recallzoo.train import _large_model as large
+from recallzoo.train import _vocabulary
 from recallzoo.train._adamw import PackedAdamW
 from recallzoo.train._program import EMBEDDING, Program
 from recallzoo.train._stack import stack_models
@@ -81,6 +84,7 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
     programs: dict[str, Callable[[], Kernels]] = {
         "draws": _draws,
         "update": _update,
+        "embedding": _embedding,
         "rows": functools.partial(_rows, training=True),
         "rows-valid": functools.partial(_rows, training=False),
         "broken/addresses": _broken_addresses,
@@ -223,6 +227,19 @@ def _update() -> Kernels:
     parameters = program.stack.parameters
     gradients = {name: torch.empty_like(p) for name, p in parameters.items()}
     return gpu_kernels(program.adamw.update, parameters, gradients, program.step)
+
+
+def _embedding() -> Kernels:
+    def both(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:
+        vectors = _vocabulary.look_up(weight, tokens, dtype)
+        _vocabulary.add_gradient(tokens, vectors, weight)
+
+    tokens = torch.empty(2, BATCH_SIZE, LONG_SEQ_LEN, dtype=torch.int64, device=GPU)
+    return [
+        Written(launched_kernels(both, torch.empty(2, 8192, width, device=GPU), tokens, dtype), [])
+        for width in (48, 64, 512)
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
 
 
 def _draws() -> Kernels:

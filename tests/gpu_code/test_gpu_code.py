@@ -23,9 +23,15 @@ pytestmark = [
     ),
 ]
 
-COMPILING = {"draws": 2, "rows": 2, "rows-valid": 1, "block/lookup_attention/3": 2}
-"""Those that find most for their time, with their programs: forward and, in training, backward.
-`programs.py` knows all others."""
+COMPILING = {
+    "draws": 2,
+    "rows": 2,
+    "rows-valid": 1,
+    "embedding": 6,
+    "block/lookup_attention/3": 2,
+}
+"""Those that find most for their time, with their programs: forward and, in training, backward; of
+`embedding`, widths and precisions. `programs.py` knows all others."""
 BROKEN = ("broken/addresses", "broken/no-kernel")
 PROGRAMS = Path(__file__).with_name("programs.py")
 
@@ -47,3 +53,4 @@ def test_kernels_of_the_compiler_compile_for_a_gpu_and_what_does_not_is_told():
     wrong = {name: lines[name]["error"] for name in COMPILING if "error" in lines[name]}
     assert not wrong
     assert {name: len(lines[name]["kernels"]) for name in COMPILING} == COMPILING
+    assert set(lines["embedding"]["kernels"]) == {3}  # vectors; sums of blocks, and of their parts
