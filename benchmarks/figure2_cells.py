@@ -16,7 +16,8 @@ cell that stands in tables alone has null. `not_begun` names cells without any r
 cells side by side that differ in nothing but bf16 and fp32. `folders` has each folder's wall time,
 data, compilation and validation included but not the start of Python and Ray, beside what the
 reference's steps would take for the same runs (`figure2_time.py`), where its step is known at all
-of their sizes. `tables` says what each table knows of how its runs were made, and what not.
+of their sizes, and models and batches are those of the recipe `figure2`. `tables` says what each
+table knows of how its runs were made, and what not.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from figure2_time import SPEED, Times
 
 from recallzoo.cells import Cell, cell_words, cells
 from recallzoo.files import atomic_file, read_json, write_json
-from recallzoo.recipes._figure2 import learning_rate_grid
+from recallzoo.recipes._figure2 import BATCH_SIZES, learning_rate_grid
 from recallzoo.report import runs_of_table
 from recallzoo.report._published import published_points
 from recallzoo.report._sources import TABLE_ENDING, Runs
@@ -171,9 +172,14 @@ def folder_row(store: Store, results: list[Result], times: Times) -> dict[str, A
     steps_ms = []
     for result in results:
         model, task = result.config["model"], result.config["data"]["test"][0]["task"]
-        mixer = model["mixers"][0]["name"]
-        ms = times.reference_ms(mixer, task["seq_len"], model["d_model"])
-        if ms is None or model["num_layers"] != 2:
+        mixer, seq_len = model["mixers"][0]["name"], task["seq_len"]
+        ms = times.reference_ms(mixer, seq_len, model["d_model"])
+        is_timed = (model["num_layers"], model["state_mixer"]) == (2, "identity")
+        if (
+            ms is None
+            or not is_timed
+            or result.config["budget"]["batch_size"] != BATCH_SIZES[seq_len]
+        ):
             return row
         steps_ms.append((result.steps, ms))
     # What a killed call took is not known.

@@ -16,6 +16,7 @@ from typing import Any
 from recallzoo.cli.commands.run import _parse_with_recipe
 from recallzoo.files import read_json
 from recallzoo.recipes import load
+from recallzoo.recipes._figure2 import BATCH_SIZES
 
 SPEED = Path(__file__).resolve().parents[1] / "results" / "speed_h100.json"
 MEASURED_AS = {"rwkv4": "rwkv"}
@@ -92,21 +93,23 @@ def _ms(cell: dict[str, Any]) -> float:
 
 
 def seconds_of(run: Any, times: Times) -> float | None:
-    """Of a whole run; layers and float32 by a factor."""
-    mixer = run.model.mixers[0].name
-    ms = times.ours_ms(mixer, run.data.max_seq_len, run.model.d_model)
-    if ms is None:
+    """Of a whole run; layers, batch size and float32 by a factor. None where networks between the
+    mixers would take time that was not measured."""
+    mixer, seq_len = run.model.mixers[0].name, run.data.max_seq_len
+    ms = times.ours_ms(mixer, seq_len, run.model.d_model)
+    if ms is None or run.model.state_mixer not in ("identity", "none"):
         return None
-    factor = (
-        run.model.num_layers / LAYERS_MEASURED * (FP32_FACTOR if run.precision != "bf16" else 1)
-    )
+    factor = run.model.num_layers / LAYERS_MEASURED * run.budget.batch_size / BATCH_SIZES[seq_len]
+    factor *= FP32_FACTOR if run.precision != "bf16" else 1
     steps = sum(s.num_examples // run.budget.batch_size for s in run.data.train)
     return ms * factor * steps * run.budget.num_epochs / 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("recipe", help="figure2 or figure2_iclr24, followed by its options")
+    parser.add_argument(
+        "recipe", help="figure2, figure2_iclr24 or figure2_2023, followed by its options"
+    )
     parser.add_argument("--speed", type=Path, default=SPEED)
     options, rest = parser.parse_known_args()
     recipe = load(options.recipe)

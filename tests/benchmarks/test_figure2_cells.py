@@ -19,6 +19,7 @@ from polars.testing import assert_frame_equal
 
 from recallzoo.cells import cell_words
 from recallzoo.files import read_json, write_json
+from recallzoo.recipes._figure2 import BATCH_SIZES
 from recallzoo.recipes.figure2 import figure2 as recipe
 from recallzoo.result import Result
 from recallzoo.store import Store
@@ -196,9 +197,19 @@ def calls(folder: Path, *wall_seconds: float | None) -> None:
     write_json(folder / "sweep.json", {"record_version": 1, "calls": entries})
 
 
+def as_timed(one: Result, **different: Any) -> Result:
+    """A run of the model and the batches that the reference was timed with, but for these."""
+    config = copy.deepcopy(one.config)
+    seq_len = config["data"]["test"][0]["task"]["seq_len"]
+    options = {"batch_size": BATCH_SIZES[seq_len], "state_mixer": "identity", **different}
+    config["budget"]["batch_size"] = options.pop("batch_size")
+    config["model"].update(options)
+    return dataclasses.replace(one, config=config)
+
+
 def test_time_is_held_against_the_steps_that_the_reference_would_take(tmp_path, times):
     runs = [result(width=64), result("rwkv4", width=512), result(width=128)]  # 100 steps each
-    store_of(tmp_path / "o", runs)
+    store_of(tmp_path / "o", [as_timed(run) for run in runs])
     calls(tmp_path / "o", 0.5, 0.5)
     (row,) = summary([tmp_path / "o"], times)["folders"]
     curve = 10 + 35 * (128**2 - 64**2) / (512**2 - 64**2)
@@ -207,16 +218,22 @@ def test_time_is_held_against_the_steps_that_the_reference_would_take(tmp_path, 
     assert (row["wall_seconds"], row["steps"], row["calls"]) == (1.0, 300, 2)
 
 
-@pytest.mark.parametrize("how", ["killed", "unknown size", "unknown layers", "no record"])
+OTHERWISE = {
+    "unknown size": as_timed(result(seq_len=128)),
+    "unknown layers": as_timed(result(seed=1), num_layers=4),
+    "unknown batches": as_timed(result(seed=1), batch_size=1024),
+    "unknown state mixer": as_timed(result(seed=1), state_mixer="tanh_mlp"),
+}
+
+
+@pytest.mark.parametrize("how", ["killed", "no record", *OTHERWISE])
 def test_no_speedup_is_told_where_a_time_is_not_known(tmp_path, times, how):
-    runs = [result(), result(seq_len=128, num_layers=2)] if how == "unknown size" else [result()]
-    if how == "unknown layers":
-        runs.append(result(num_layers=4))
+    runs = [as_timed(result()), *([OTHERWISE[how]] if how in OTHERWISE else [])]
     store_of(tmp_path / "o", runs)
     if how != "no record":
         calls(tmp_path / "o", 1.0, *([None] if how == "killed" else []))
     (row,) = summary([tmp_path / "o"], times)["folders"]
-    assert (row["speedup"], row["reference_hours"]) == (None, None)
+    assert (row["runs"], row["speedup"], row["reference_hours"]) == (len(runs), None, None)
 
 
 def test_times_are_those_measured_and_grow_with_the_width_between_them(times):
@@ -238,6 +255,10 @@ def test_a_run_takes_the_steps_of_all_its_epochs(times):
     assert seconds == pytest.approx(0.5e-3 * 64 * 195)
     deeper = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=4))
     assert figure2_time.seconds_of(deeper, times) == pytest.approx(2 * seconds)
+    larger = dataclasses.replace(run, budget=dataclasses.replace(run.budget, batch_size=1024))
+    assert figure2_time.seconds_of(larger, times) == pytest.approx(2 * 97 / 195 * seconds)
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, state_mixer="tanh_mlp"))
+    assert figure2_time.seconds_of(other, times) is None
 
 
 def test_estimates_are_printed_by_length(tmp_path, capsys, monkeypatch):

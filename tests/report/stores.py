@@ -57,6 +57,7 @@ def result(
             "mixers": [{"name": mixer, "options": options, "source_sha256": None}],
             "d_model": width,
             "num_layers": num_layers,
+            "state_mixer": "identity",
         },
         "optimizer": {"learning_rate": learning_rate, "weight_decay": 0.1},
         "budget": {"num_epochs": 4, "batch_size": 64},

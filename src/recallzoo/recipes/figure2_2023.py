@@ -51,9 +51,9 @@ def figure2_2023(
     every parameter; learning rates fall along a cosine once an epoch, without warm-up.
 
     What differs: the launched code trained the remainder of an epoch too, did not stop at 0.99,
-    chose and reported on the same 3,000 examples, and gave H3 rates from 5e-4 to 1e-2 for some of
-    its points. BaseConv's long convolution had no bias. Other mixers than these go by the
-    protocol of Hyena and RWKV.
+    chose and reported on the same 3,000 examples, and gave H3 rates from 5e-4 to 1e-2, and perhaps
+    a decay of 0.1, for some of its points. BaseConv's long convolution had no bias. Other mixers
+    than these go by the protocol of Hyena and RWKV.
 
     Args:
         mixers: Registered mixers, or path/to/file.py:Class.
