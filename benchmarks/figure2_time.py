@@ -115,23 +115,26 @@ def main() -> None:
     recipe = load(options.recipe)
     _, chosen = _parse_with_recipe(recipe, options.recipe, rest)
     times, total = Times(options.speed), defaultdict[tuple[int, str], float](float)
-    counts, unknown = defaultdict[tuple[int, str], int](int), 0
+    counts, unknown = (defaultdict[tuple[int, str], int](int) for _ in range(2))
     for run in recipe.runs(**chosen):
         key = (run.data.max_seq_len, run.model_label)
         seconds = seconds_of(run, times)
-        unknown += seconds is None
+        unknown[key] += seconds is None
         counts[key] += 1
         total[key] += seconds or 0.0
     for seq_len in sorted({length for length, _ in total}):
         words = [
-            f"{label} {seconds:,.0f} s ({counts[length, label]} runs)"
+            f"{label} {seconds:,.0f} s ({counts[key] - unknown[key]} runs)"
+            if (key := (length, label)) and counts[key] > unknown[key]
+            else f"{label} unknown ({counts[key]} runs)"
             for (length, label), seconds in total.items()
             if length == seq_len
         ]
         whole = sum(seconds for (length, _), seconds in total.items() if length == seq_len)
         print(f"length {seq_len}: {whole:,.0f} s; {', '.join(words)}")
+    lacking = sum(unknown.values())
     print(
-        f"in all {sum(total.values()):,.0f} s" + f"; {unknown} runs of unknown time" * bool(unknown)
+        f"in all {sum(total.values()):,.0f} s" + f"; {lacking} runs of unknown time" * bool(lacking)
     )
 
 

@@ -1,5 +1,7 @@
 """What the report says, whatever draws it."""
 
+import copy
+import dataclasses
 import io
 import json
 import re
@@ -24,7 +26,7 @@ from recallzoo.report._published import published_points, published_rows
 from recallzoo.report._sensitivity import sensitivity_table, window
 from recallzoo.report._slices import bins
 from recallzoo.report._sources import runs_of_store
-from recallzoo.result import Status
+from recallzoo.result import Result, Status
 from recallzoo.store import Store
 
 RATES = (1e-4, 1e-3, 1e-2)
@@ -106,6 +108,51 @@ def test_options_that_all_cells_share_are_not_named():
     found = entries([result(width=64), result("base_conv", width=128, num_layers=4)])
     assert [entry.series for entry in found] == ["attention", "base_conv"]
     assert {entry.panel for entry in found} == {"mqar, 64 tokens, 4 pairs"}
+
+
+def with_options(one: Result, *, batch_size: int, schedule: str) -> Result:
+    config = copy.deepcopy(one.config)
+    config["budget"]["batch_size"], config["optimizer"]["schedule"] = batch_size, schedule
+    return dataclasses.replace(one, config=config)
+
+
+def test_options_that_follow_the_data_do_not_break_a_line_and_are_named_with_all_its_values():
+    short, long = result(seq_len=64), result(seq_len=256)
+    runs = [
+        with_options(short, batch_size=1024, schedule="linear"),
+        with_options(short, batch_size=512, schedule="cosine"),
+        with_options(long, batch_size=64, schedule="cosine"),
+    ]
+    assert [entry.series for entry in entries(runs)] == [
+        "attention, schedule=cosine, batch_size=64 or 512",
+        "attention, schedule=linear, batch_size=1024",
+        "attention, schedule=cosine, batch_size=64 or 512",
+    ]
+
+
+def test_options_that_differ_together_are_all_named():
+    runs = [
+        with_options(result(), batch_size=1024, schedule="linear"),
+        with_options(result(), batch_size=512, schedule="cosine"),
+    ]
+    assert [entry.series for entry in entries(runs)] == [
+        "attention, batch_size=1024, schedule=linear",
+        "attention, batch_size=512, schedule=cosine",
+    ]
+
+
+def test_options_that_cells_cannot_be_told_apart_without_are_named_though_they_differ_by_length():
+    short, long = result(seq_len=64), result(seq_len=256)
+    runs = [
+        with_options(short, batch_size=1024, schedule="cosine"),
+        with_options(short, batch_size=512, schedule="cosine"),
+        with_options(long, batch_size=64, schedule="cosine"),
+    ]
+    assert [entry.series for entry in entries(runs)] == [
+        "attention, batch_size=1024",
+        "attention, batch_size=512",
+        "attention, batch_size=64",
+    ]
 
 
 def test_mixers_of_one_label_are_told_apart():

@@ -1,7 +1,7 @@
 """Figure 2 of the paper as its points were launched, in October and November 2023.
 
-Source   HazyResearch/zoology. Its script of the figure names seven launches by their minutes
-         (zoology/analysis/d_model.py at fcb7c75), and commits of those minutes have what was
+Source   HazyResearch/zoology. Its script of the figure names seven launches by the second
+         (zoology/analysis/d_model.py at fcb7c75), and commits of those days have what was
          launched: attention 890786b, Hyena 0a76ef2 (hours after its launch), RWKV d9429b3 (11
          seconds before), BaseConv 8486daf (91 seconds after), H3 3d68580 to fcb7c75.
 """

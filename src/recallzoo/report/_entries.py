@@ -6,6 +6,7 @@ the width. Options that tell cells apart are named; those that all share are not
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -72,13 +73,13 @@ def entries(results: Iterable[Result]) -> list[Entry]:
     for cell, label in zip(grid, labels, strict=True):
         place = (panels[_data_key(cell)][0], label, cell.config["model.d_model"])
         alike[place].append(_model_options(cell))
-    telling: dict[str, set[str]] = defaultdict(set)
+    by_label: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     for (_, label, _), options in alike.items():
-        telling[label] |= differing(options)
+        by_label[label].append(options)
+    lines = {label: _Lines(places) for label, places in by_label.items()}
     found = []
     for cell, label in zip(grid, labels, strict=True):
-        options = _model_options(cell)
-        named = [f"{_short(name)}={options.get(name)}" for name in sorted(telling[label])]
+        named = lines[label].words(_model_options(cell))
         panel, order = panels[_data_key(cell)]
         found.append(Entry(cell, panel, plain(", ".join([label, *named])), order))
     return sorted(found, key=lambda e: (e.panel_order, e.series, e.width))
@@ -145,6 +146,60 @@ def _size_order(cell: Cell) -> tuple[str, float, float]:
     tasks = [segment["task"] for segment in json.loads(cell.config["data.test"])]
     longest = max(task.get("seq_len") or 0 for task in tasks)
     return cell.sizes["task"], longest, max(task.get("num_pairs") or 0 for task in tasks)
+
+
+class _Lines:
+    """The lines of one label, given the options of its cells in each place.
+
+    Options that differ in some place tell lines apart, but for those that follow the data, such
+    as a batch size that falls with the length: one that cells can be told apart without, and that
+    would break a line. A line names all values that it has of those.
+    """
+
+    def __init__(self, places: list[list[dict[str, Any]]]) -> None:
+        self._places = places
+        self._cells = [options for place in places for options in place]
+        self._telling = set[str]().union(*map(differing, places))
+        self._following = set[str]()
+        # One may hide another that follows the data as well.
+        while found := next(filter(self._follows_the_data, sorted(self._telling)), None):
+            self._telling.remove(found)
+            self._following.add(found)
+        self._by_line: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for options in self._cells:
+            self._by_line[_values(options, self._telling)].append(options)
+
+    def _follows_the_data(self, name: str) -> bool:
+        others = self._telling - {name}
+        breaks_lines = _count(self._cells, others) < _count(self._cells, self._telling)
+        return breaks_lines and all(_count(place, others) == len(place) for place in self._places)
+
+    def words(self, options: dict[str, Any]) -> list[str]:
+        """The line of a cell with these options, such as `num_layers=2`, `batch_size=256 or 512`.
+        Mixers, which are the longest, come last: legends are cut."""
+        line = [
+            own
+            for own in self._cells
+            if _values(own, self._telling) == _values(options, self._telling)
+        ]
+        words = []
+        for names in (self._telling, self._following):
+            for name in sorted(names, key=lambda name: (name == "model.mixers", name)):
+                values = dict.fromkeys(str(own.get(name)) for own in line)
+                words.append(f"{_short(name)}={' or '.join(sorted(values, key=_by_number))}")
+        return words
+
+
+def _values(options: dict[str, Any], names: set[str]) -> str:
+    return json.dumps([options.get(name) for name in sorted(names)])
+
+
+def _count(cells: list[dict[str, Any]], names: set[str]) -> int:
+    return len({_values(options, names) for options in cells})
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    return (float(text) if text.replace(".", "", 1).isdigit() else math.inf), text
 
 
 def _model_options(cell: Cell) -> dict[str, Any]:
