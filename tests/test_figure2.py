@@ -102,6 +102,27 @@ def test_the_launched_protocol_has_large_batches_but_for_attention_and_long_exam
     assert [found["RWKV", length] for length in (64, 128, 256, 512)] == [1024, 1024, 1024, 128]
 
 
+def test_h3_was_launched_with_higher_rates_from_128_tokens_on():
+    def rates(**options):
+        runs = figure2_2023(**{**SMALL, "mixers": ("h3",), **options})
+        return [run.optimizer.learning_rate for run in runs]
+
+    assert rates() == [1e-4, 0.000464159, 0.00215443, 0.01]
+    assert rates(seq_lens=(128,)) == pytest.approx([5.01e-4, 1.36e-3, 3.69e-3, 1e-2], rel=2e-3)
+    assert set(rates(seq_lens=(128,))) < set(rates(seq_lens=(128,), num_learning_rates=7))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "init", "num_layers"),
+    [(figure2, "normal", 12), (figure2_iclr24, "torch", 12), (figure2_2023, "torch", 2)],
+)
+def test_rwkv_begins_as_it_did_in_each_protocol(recipe, init, num_layers):
+    run, *_ = recipe(**{**SMALL, "mixers": ("rwkv4",)})
+    options = [dict(config.options) for config in run.model.layer_mixers()]
+    assert {(each["init"], each["num_layers"]) for each in options} == {(init, num_layers)}
+    assert [each["layer_index"] for each in options] == list(range(len(options)))
+
+
 def test_beside_model_and_batches_the_launched_protocol_differs_from_the_release_in_its_decay():
     options = {"seq_lens": (64,), "widths": (16,), "mixers": ("attention",), "seeds": (0,)}
     for one, other in zip(figure2_2023(**options), figure2_iclr24(**options), strict=True):

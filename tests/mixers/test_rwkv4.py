@@ -93,6 +93,23 @@ def test_initial_decays_follow_the_depth():
     torch.testing.assert_close(first.time_first.detach(), zigzag)
 
 
+MATRICES = ("key", "value", "receptance", "output")
+
+
+@pytest.mark.parametrize(
+    ("init", "std", "kurtosis"), [("torch", 1 / 192**0.5, 1.8), ("normal", 0.02, 3.0)]
+)
+def test_matrices_are_drawn_as_pytorch_does_or_with_a_deviation_of_two_hundredths(
+    init, std, kurtosis
+):
+    torch.manual_seed(0)
+    module = mixer("rwkv4", init=init).build(64, 8)
+    for name in MATRICES:
+        weight = getattr(module, name).weight.detach()
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+        assert (weight / weight.std()).pow(4).mean().item() == pytest.approx(kurtosis, abs=0.2)
+
+
 def test_a_layer_beyond_the_last_is_refused():
     with pytest.raises(InvalidConfig, match=r"rwkv4.layer_index=2 must be in 0\.\.1"):
         mixer("rwkv4", layer_index=2, num_layers=2).build(4, 8)

@@ -137,3 +137,10 @@ def test_gradients_of_any_size_are_summed(scale):
         embedding.add_gradient(tokens, sizes * spread * d_vectors, got)
     # Sums of about 5 terms, each rounded once more when multiplied by the size.
     torch.testing.assert_close(got / sizes, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_contiguous_is_refused_as_rows_would_be_taken_for_others():
+    tokens, d_vectors = draw(1, 4, 6)
+    d_weight = torch.zeros(1, 6, 2).transpose(1, 2)
+    with pytest.raises(AssertionError, match="in place"):
+        embedding.add_gradient(tokens, d_vectors, d_weight)

@@ -11,8 +11,9 @@ all products and quotients by channel.
 Source   Peng et al. 2023, arXiv:2305.13048, eq. 11-15, 19-22; HazyResearch/zoology at dbcb60d,
          zoology/mixers/rwkv.py (RWKVTimeMixer), whose parameter names these are.
 Differs  The reference computes wkv in a CUDA kernel. It sets its matrices aside for zero
-         initialisation, but its model then draws them with standard deviation 0.02, which is
-         what published results had and the default here; `init="zero"` is the RWKV release's.
+         initialisation and never does it, and its model, which draws linear maps with standard
+         deviation 0.02, does not see into a scripted module: they stay as PyTorch draws them,
+         `init="torch"`. The default here is 0.02; `init="zero"` is the RWKV release's.
          The output projection is called `output`, so that a model leaves its scale alone, as
          there.
 State    conv: the input before, D. matrix: numerator, denominator and their common exponent,
@@ -48,8 +49,9 @@ class RWKV4(Mixer):
     layer_index, num_layers   where in a network the mixer stands, which sets its initial decays
                               and mixing ratios (appendix D). The defaults are the first of 12
                               layers; the reference counts 12 for any depth.
-    init                      "normal": matrices of standard deviation 0.02; "zero": key,
-                              receptance and output start at zero, value orthogonal
+    init                      "normal": matrices of standard deviation 0.02; "torch": as PyTorch
+                              draws linear maps; "zero": key, receptance and output start at
+                              zero, value orthogonal
     """
 
     name: ClassVar[str] = "rwkv4"
@@ -65,7 +67,7 @@ class RWKV4(Mixer):
         *,
         layer_index: int = 0,
         num_layers: int = 12,
-        init: Literal["normal", "zero"] = "normal",
+        init: Literal["normal", "torch", "zero"] = "normal",
     ) -> None:
         super().__init__(d_model, max_seq_len)
         if not 0 <= layer_index < num_layers:
@@ -73,8 +75,8 @@ class RWKV4(Mixer):
                 f"rwkv4.layer_index={layer_index} must be in 0..{num_layers - 1}: "
                 f"num_layers={num_layers} and the first layer is 0."
             )
-        if init not in ("normal", "zero"):
-            raise InvalidConfig(f"rwkv4.init={init!r} must be 'normal' or 'zero'.")
+        if init not in ("normal", "torch", "zero"):
+            raise InvalidConfig(f"rwkv4.init={init!r} must be 'normal', 'torch' or 'zero'.")
         depth = layer_index / max(num_layers - 1, 1)
         height = 1.0 - layer_index / num_layers
         channel = torch.arange(d_model, dtype=torch.float32)
@@ -93,9 +95,9 @@ class RWKV4(Mixer):
         for linear in (self.key, self.value, self.receptance, self.output):
             if init == "normal":
                 nn.init.normal_(linear.weight, std=0.02)
-            elif linear is self.value:
+            elif init == "zero" and linear is self.value:
                 nn.init.orthogonal_(linear.weight)
-            else:
+            elif init == "zero":
                 nn.init.zeros_(linear.weight)
 
     def _project(

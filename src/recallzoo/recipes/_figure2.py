@@ -31,21 +31,21 @@ DROPOUT = 0.1
 NUM_EPOCHS, TRAIN_EXAMPLES, TEST_EXAMPLES = 64, 100_000, 3_000
 
 
-def learning_rate_grid(num_rates: int) -> tuple[float, ...]:
-    """Rates from 1e-4 to 1e-2, evenly spaced by ratio, to six digits: grids of 4, 7, 10, 13, ...
-    hold the published four, digit by digit, so that none of those is trained twice."""
+def learning_rate_grid(num_rates: int, lowest: float = LOWEST_RATE) -> tuple[float, ...]:
+    """Rates from the lowest to 1e-2, evenly spaced by ratio, to six digits: grids of 4, 7, 10, 13,
+    ... hold the published four, digit by digit, so that none of those is trained twice."""
     if num_rates < 2:
         raise InvalidConfig(f"--num-learning-rates {num_rates} must be at least 2.")
-    ratio = HIGHEST_RATE / LOWEST_RATE
-    return tuple(
-        float(f"{LOWEST_RATE * ratio ** (i / (num_rates - 1)):.6g}") for i in range(num_rates)
-    )
+    ratio = HIGHEST_RATE / lowest
+    return tuple(float(f"{lowest * ratio ** (i / (num_rates - 1)):.6g}") for i in range(num_rates))
 
 
-def choose_rates(given: tuple[float, ...] | None, num_rates: int) -> tuple[float, ...]:
+def choose_rates(
+    given: tuple[float, ...] | None, num_rates: int, lowest: float = LOWEST_RATE
+) -> tuple[float, ...]:
     """The rates that were given, or a grid. InvalidConfig if both were asked for."""
     if given is None:
-        return learning_rate_grid(num_rates)
+        return learning_rate_grid(num_rates, lowest)
     if num_rates != PUBLISHED_RATES:
         raise InvalidConfig(
             f"--num-learning-rates {num_rates} would be ignored beside --learning-rates. Leave one "
@@ -64,10 +64,18 @@ def position_of(name: str) -> Literal["none", "learned"]:
     return "learned" if name in ("attention", "sliding_window") else "none"
 
 
-def layer_mixers(name: str, seq_len: int, num_layers: int) -> tuple[MixerConfig, ...]:
+def layer_mixers(
+    name: str,
+    seq_len: int,
+    num_layers: int,
+    *,
+    rwkv_init: Literal["normal", "torch"] = "torch",
+    rwkv_layers: int = 12,
+) -> tuple[MixerConfig, ...]:
     """The mixer of every layer, its options as released: initial weights of standard deviation
     0.02 also within filters, BaseConv's filters short and long in turn and with its skips, H3's
-    state as large as the input is long, and RWKV's layers initialised as the first of twelve."""
+    state as large as the input is long, and RWKV's layers initialised as the first of twelve, its
+    matrices as PyTorch draws them."""
     match name:
         case "attention":
             pattern = [mixer(name, dropout=DROPOUT)]
@@ -85,7 +93,10 @@ def layer_mixers(name: str, seq_len: int, num_layers: int) -> tuple[MixerConfig,
                 mixer(name, filter_learning_rate=None, position_learning_rate=None, init="normal")
             ]
         case "rwkv4":
-            return tuple(mixer(name, layer_index=i, num_layers=12) for i in range(num_layers))
+            return tuple(
+                mixer(name, layer_index=i, num_layers=rwkv_layers, init=rwkv_init)
+                for i in range(num_layers)
+            )
         case _:
             pattern = [mixer(name)]
     return tuple(pattern)

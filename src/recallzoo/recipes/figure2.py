@@ -23,8 +23,8 @@ def figure2(
     """The paper's Figure 2: recall by length and width, five mixers of two layers.
 
     Against figure2_iclr24: two layers for every mixer, learning rates that rise over the first
-    tenth of the steps and fall at every step, weight decay on matrices alone, bfloat16 products,
-    three seeds, as many learning rates as you like.
+    tenth of the steps and fall at every step, weight decay on matrices alone, RWKV's matrices drawn
+    as all others, bfloat16 products, three seeds, as many learning rates as you like.
 
     Args:
         mixers: Registered mixers, or path/to/file.py:Class.
@@ -46,7 +46,7 @@ def figure2(
         Run(
             data=common.data_of(seq_len, num_examples),
             model=ModelConfig(
-                mixers=common.layer_mixers(name, seq_len, num_layers),
+                mixers=common.layer_mixers(name, seq_len, num_layers, rwkv_init="normal"),
                 d_model=width,
                 num_layers=num_layers,
                 state_mixer=state_mixer,

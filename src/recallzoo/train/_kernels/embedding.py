@@ -173,7 +173,9 @@ def add_gradient(
     tokens: Tensor, d_vectors: Tensor, d_weight: Tensor, *, scale: float = 1.0
 ) -> None:
     """Add `scale` times the gradient of the vectors [R, N, E] to that of the weights [R, V, E],
-    in float32. The same numbers give the same bits."""
+    in float32 and contiguous. The same numbers give the same bits. Tokens are words of the
+    vocabulary: others would be added to another run's."""
+    assert d_weight.is_contiguous(), "d_weight is added to in place, row by row"
     d_vectors = d_vectors.contiguous()
     (runs, vocab_size, width), num_tokens = d_weight.shape, tokens.shape[1]
     words, order = _sorted_by_word(tokens, vocab_size)
