@@ -20,8 +20,9 @@ BATCH_SIZES = {
     "attention": {64: 256, 128: 256, 256: 256, 512: 128},
     "h3": {64: 1024, 128: 1024, 256: 256, 512: 128},
 }
-LOWEST_RATE_OF_LONG_H3 = 10**-3.3
 OTHER_BATCH_SIZES = {64: 1024, 128: 1024, 256: 1024, 512: 128}
+"""By length; of Hyena, RWKV and BaseConv."""
+LOWEST_RATE_OF_LONG_H3 = 10**-3.3
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,11 @@ def figure2_2023(
     """The paper's Figure 2 as its points were launched: each mixer in the code of its day.
 
     Attention, Hyena and RWKV have two layers, each followed by a network with tanh. In the code
-    of BaseConv and H3 a second mixer of the same kind and filter stood in that network's place:
-    four layers are eight BaseConvs, two are four H3s. Batches have 1,024 examples up to 256
-    tokens, but 256 for attention, and for H3 at 256 tokens; 128 at 512. Weight decay is 0.01 on
-    every parameter; learning rates fall along a cosine once an epoch, without warm-up.
-
-    H3 has rates from 5e-4 to 1e-2 from 128 tokens on.
+    of BaseConv and H3 a second mixer, with a filter as long, stood in that network's place: four
+    layers are eight BaseConvs, two are four H3s. Batches have 1,024 examples up to 256 tokens,
+    but 256 for attention, and for H3 at 256 tokens; 128 at 512. Weight decay is 0.01 on every
+    parameter; learning rates fall along a cosine once an epoch, without warm-up, and those of H3
+    begin at 5e-4 from 128 tokens on.
 
     What differs: the launched code trained the remainder of an epoch too, did not stop at 0.99,
     chose the rate by the accuracy that it reported, the last epoch's on 3,000 examples, and

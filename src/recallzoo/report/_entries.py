@@ -177,12 +177,7 @@ class _Lines:
     def words(self, options: dict[str, Any]) -> list[str]:
         """The line of a cell with these options, such as `num_layers=2`, `batch_size=256 or 512`.
         Mixers, which are the longest, come last: legends are cut."""
-        line = [
-            own
-            for own in self._cells
-            if _values(own, self._telling) == _values(options, self._telling)
-        ]
-        words = []
+        line, words = self._by_line[_values(options, self._telling)], []
         for names in (self._telling, self._following):
             for name in sorted(names, key=lambda name: (name == "model.mixers", name)):
                 values = dict.fromkeys(str(own.get(name)) for own in line)
