@@ -123,5 +123,5 @@ def test_a_size_of_zero_is_refused_and_not_taken_for_none_given(option):
 
 @pytest.mark.parametrize("option", ["widths", "learning_rates", "seq_lens", "seeds", "mixers"])
 def test_an_empty_option_is_not_taken_for_none_given(option):
-    with pytest.raises(UserError, match="empty list"):
+    with pytest.raises(UserError, match=f"no value was given for --{option.replace('_', '-')},"):
         load("ladder").runs(**{option: ()})

@@ -103,6 +103,12 @@ def test_a_bad_recipe_is_refused_with_its_line(run_cli, tmp_path, source, line, 
     assert not (tmp_path / "o").exists()
 
 
+def test_an_option_without_a_value_is_named_where_nothing_is_left_to_train(run_cli, tmp_path):
+    outcome = run_cli("run", "figure2", "--seeds", "--out", tmp_path / "o")
+    require_mistake(outcome, "no value was given for --seeds", "leave the option out")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_file_without_functions_holds_no_recipe(run_cli, tmp_path):
     require_mistake(run_cli("run", write(tmp_path, HEAD)), "holds no recipe")
 

@@ -64,6 +64,12 @@ class Recipe:
                 f"{self.where}: recipe {self.name} returned {_kind(runs)}; a list of runs "
                 f"(recallzoo.run.Run) is wanted."
             )
+        empty = [f"--{name.replace('_', '-')}" for name, value in options.items() if value == ()]
+        if not runs and empty:
+            raise UserError(
+                f"no value was given for {' and '.join(empty)}, so that recipe {self.name} has "
+                f"nothing to train. Give one or more, or leave the option out for its default."
+            )
         if not runs:
             raise UserError(
                 f"{self.where}: recipe {self.name} returned an empty list: there is nothing to "
