@@ -124,11 +124,11 @@ def main() -> None:
         total[key] += seconds or 0.0
     for seq_len in sorted({length for length, _ in total}):
         words = [
-            f"{label} {seconds:,.0f} s ({counts[key] - unknown[key]} runs)"
-            if (key := (length, label)) and counts[key] > unknown[key]
-            else f"{label} unknown ({counts[key]} runs)"
-            for (length, label), seconds in total.items()
-            if length == seq_len
+            f"{key[1]} {seconds:,.0f} s ({counts[key] - unknown[key]} runs)"
+            if counts[key] > unknown[key]
+            else f"{key[1]} unknown ({counts[key]} runs)"
+            for key, seconds in total.items()
+            if key[0] == seq_len
         ]
         whole = sum(seconds for (length, _), seconds in total.items() if length == seq_len)
         print(f"length {seq_len}: {whole:,.0f} s; {', '.join(words)}")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from recallzoo.errors import InvalidConfig
 from recallzoo.mixers import MixerConfig, mixer
+from recallzoo.run import Optimizer
 from recallzoo.tasks import Data, task
 
 VOCAB_SIZE = 8192
@@ -33,7 +34,7 @@ NUM_EPOCHS, TRAIN_EXAMPLES, TEST_EXAMPLES = 64, 100_000, 3_000
 
 def learning_rate_grid(num_rates: int, lowest: float = LOWEST_RATE) -> tuple[float, ...]:
     """Rates from the lowest to 1e-2, evenly spaced by ratio, to six digits: grids of 4, 7, 10, 13,
-    ... hold the published four, digit by digit, so that none of those is trained twice."""
+    ... hold those of the grid of four, digit by digit, so that none of them is trained twice."""
     if num_rates < 2:
         raise InvalidConfig(f"--num-learning-rates {num_rates} must be at least 2.")
     ratio = HIGHEST_RATE / lowest
@@ -54,6 +55,18 @@ def choose_rates(
     return given
 
 
+def released_optimizer(learning_rate: float, weight_decay: float) -> Optimizer:
+    """As the reference trained from 2023 to 2026: decay on everything, no warm-up, and a rate that
+    falls once an epoch."""
+    return Optimizer(
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        decayed="all",
+        warmup_fraction=0.0,
+        schedule="cosine_by_epoch",
+    )
+
+
 def label_of(name: str) -> str:
     """What charts call a mixer, or "" for its own name."""
     return LABELS.get(name, "")
@@ -69,13 +82,13 @@ def layer_mixers(
     seq_len: int,
     num_layers: int,
     *,
-    rwkv_init: Literal["normal", "torch"] = "torch",
+    rwkv_init: Literal["normal", "torch"] = "normal",
     rwkv_layers: int = 12,
 ) -> tuple[MixerConfig, ...]:
     """The mixer of every layer, its options as released: initial weights of standard deviation
     0.02 also within filters, BaseConv's filters short and long in turn and with its skips, H3's
-    state as large as the input is long, and RWKV's layers initialised as the first of twelve, its
-    matrices as PyTorch draws them."""
+    state as large as the input is long, and RWKV's layers initialised as the first of twelve. Its
+    matrices are drawn as all others, or, as released, as PyTorch draws them."""
     match name:
         case "attention":
             pattern = [mixer(name, dropout=DROPOUT)]

@@ -46,7 +46,7 @@ def figure2(
         Run(
             data=common.data_of(seq_len, num_examples),
             model=ModelConfig(
-                mixers=common.layer_mixers(name, seq_len, num_layers, rwkv_init="normal"),
+                mixers=common.layer_mixers(name, seq_len, num_layers),
                 d_model=width,
                 num_layers=num_layers,
                 state_mixer=state_mixer,

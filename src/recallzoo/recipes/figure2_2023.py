@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from recallzoo.mixers import MixerConfig
 from recallzoo.model import ModelConfig
 from recallzoo.recipes import _figure2 as common
-from recallzoo.run import Budget, Optimizer, Precision, Run
+from recallzoo.run import Budget, Precision, Run
 from recallzoo.state_mixers import StateMixer
 
 WEIGHT_DECAY = 0.01
@@ -90,13 +90,7 @@ def figure2_2023(
                         position=common.position_of(name),
                         embed_dropout=common.DROPOUT,
                     ),
-                    optimizer=Optimizer(
-                        learning_rate=learning_rate,
-                        weight_decay=WEIGHT_DECAY,
-                        decayed="all",
-                        warmup_fraction=0.0,
-                        schedule="cosine_by_epoch",
-                    ),
+                    optimizer=common.released_optimizer(learning_rate, WEIGHT_DECAY),
                     budget=Budget(
                         num_epochs=num_epochs,
                         batch_size=launch.batch_size,
@@ -119,7 +113,7 @@ def _launch(name: str, seq_len: int) -> _Launch:
     """What was launched of a mixer at this length."""
     batch_size = BATCH_SIZES.get(name, OTHER_BATCH_SIZES)[seq_len]
     if name not in ("base_conv", "h3"):
-        layers = common.layer_mixers(name, seq_len, 2, rwkv_layers=2)
+        layers = common.layer_mixers(name, seq_len, 2, rwkv_init="torch", rwkv_layers=2)
         return _Launch(layers, 2, "tanh_mlp", batch_size)
     num_layers = 4 if name == "base_conv" else 2
     pattern = common.layer_mixers(name, seq_len, num_layers)

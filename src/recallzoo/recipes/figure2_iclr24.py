@@ -2,8 +2,10 @@
 
 from recallzoo.model import ModelConfig
 from recallzoo.recipes import _figure2 as common
-from recallzoo.run import Budget, Optimizer, Precision, Run
+from recallzoo.run import Budget, Precision, Run
 from recallzoo.state_mixers import StateMixer
+
+WEIGHT_DECAY = 0.1
 
 
 def figure2_iclr24(
@@ -52,19 +54,14 @@ def figure2_iclr24(
             Run(
                 data=common.data_of(seq_len, num_examples),
                 model=ModelConfig(
-                    mixers=common.layer_mixers(name, seq_len, layers),
+                    mixers=common.layer_mixers(name, seq_len, layers, rwkv_init="torch"),
                     d_model=width,
                     num_layers=layers,
                     state_mixer=state_mixer,
                     position=common.position_of(name),
                     embed_dropout=common.DROPOUT,
                 ),
-                optimizer=Optimizer(
-                    learning_rate=learning_rate,
-                    decayed="all",
-                    warmup_fraction=0.0,
-                    schedule="cosine_by_epoch",
-                ),
+                optimizer=common.released_optimizer(learning_rate, WEIGHT_DECAY),
                 budget=Budget(
                     num_epochs=num_epochs,
                     batch_size=common.BATCH_SIZES[seq_len],
