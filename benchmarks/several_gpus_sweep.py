@@ -32,6 +32,8 @@ def sweep_command(bench: Bench, devices: int, options: list[str], *extra: str) -
     """The command line of one sweep, OUT in the place of its folder."""
     words = ["python", "-m", "recallzoo", "run", "figure2", *options, "--executor", "ray"]
     words += ["--devices", str(devices), "--device", "cpu" if bench.on_cpu else "cuda"]
+    if not bench.on_cpu:  # short as it is, it stands for a long sweep
+        words += ["--compile", "step"]
     return [*words, "--out", "OUT", *extra]
 
 

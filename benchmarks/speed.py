@@ -173,7 +173,11 @@ def time_pack(
             pack = Pack(
                 cell.runs(num_runs, num_batches(cell, device), options.precision),
                 device,
-                PackOptions(progress_seconds=options.interval, on_progress=watch),
+                PackOptions(
+                    compiled=True if device.type == "cuda" else None,
+                    progress_seconds=options.interval,
+                    on_progress=watch,
+                ),
             )
             free(device)  # of what drawing the data took, while others prepare as well
             for _ in pack.train():

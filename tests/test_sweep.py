@@ -19,6 +19,7 @@ from recallzoo.devices import choose_device
 from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.executors import local
 from recallzoo.executors.devices import expected_cost, free_memory, runs_that_fit
+from recallzoo.executors.local import LocalExecutor
 from recallzoo.files import read_json, write_json
 from recallzoo.mixers import mixer
 from recallzoo.model import ModelConfig
@@ -93,6 +94,26 @@ def do(runs: list[Run], folder: Path, **options: Any) -> tuple[list[Result], Wat
     watcher = Watcher()
     settings = SweepOptions(**{"device": "cpu", **options})
     return sweep(runs, Store(folder), watcher, settings), watcher
+
+
+class _CalledGpu(LocalExecutor):
+    """A CPU under the name of what CI has not."""
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self.device = "cuda:0"
+
+
+def test_what_is_not_compiled_on_a_gpu_as_it_would_not_pay_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("recallzoo.sweep.LocalExecutor", _CalledGpu)
+    long = run_of(num_epochs=10**9)
+    _, watcher = do([RUNS[0], RUNS[3], long], tmp_path / "auto", seconds=1e-9)
+    (told,) = watcher.warnings
+    assert told.startswith("2 of 3 packs are not compiled")
+    assert "--compile step" in told
+    for choice in (True, False):
+        folder = tmp_path / str(choice)
+        assert not do(RUNS[:1], folder, compiled=choice, seconds=1e-9)[1].warnings
 
 
 def hashes(runs: list[Run]) -> list[str]:

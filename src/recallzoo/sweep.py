@@ -8,6 +8,7 @@ packs from their last checkpoints and ends with the same table as one left alone
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from recallzoo.preflight import check_runs
 from recallzoo.random import seed_of
 from recallzoo.run import Run
 from recallzoo.store import Result, Store
+from recallzoo.train._compiling import whether_to_compile
 from recallzoo.train.packed import checkpoint_members
 
 MOST_PACKS_PER_DEVICE = 64
@@ -40,7 +42,8 @@ class SweepOptions:
     max_pack_size: int | None = None
     """Most runs in a pack; None takes what is expected to fit into memory."""
     compiled: bool | None = None
-    """Whether the training step is compiled; None compiles on CUDA."""
+    """Whether the training step is compiled; None compiles on CUDA, where that is expected to
+    pay."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints of a pack."""
     executor: Literal["local", "ray"] = "local"
@@ -131,7 +134,8 @@ def sweep(
         num_finished = sum(store.has(run.hash) for run in asked)
         record["num_runs"], record["num_packs"] = len(asked), len(packs)
         watcher.sweep_started(len(asked), num_finished, len(packs))
-        for message in [*plan.notes, *_slow_products(packs, executor)]:
+        messages = [*_slow_products(packs, executor), *_not_compiled(packs, executor, options)]
+        for message in [*plan.notes, *messages]:
             watcher.warned(message)
         executor.train(
             packs,
@@ -363,6 +367,16 @@ def _slow_products(packs: list[NamedPack], executor: Executor) -> list[str]:
     if is_asked and is_here and emulates_bfloat16(torch.device(executor.device)):
         return [SLOW_BFLOAT16]
     return []
+
+
+def _not_compiled(packs: list[NamedPack], executor: Executor, options: SweepOptions) -> list[str]:
+    """What to say where compiling is left out as it would not pay; each result has it too."""
+    device = torch.device(executor.device)
+    reasons = [whether_to_compile(options.compiled, device, members)[1] for _, members in packs]
+    return [
+        f"{number} of {len(packs)} packs are not compiled: {reason}. --compile step does it."
+        for reason, number in Counter(filter(None, reasons)).items()
+    ]
 
 
 def _record_pack(members: list[Run], store: Store) -> NamedPack:

@@ -13,7 +13,7 @@ from recallzoo.cli import known_commands, main
 from recallzoo.errors import StoreError, UserError
 
 OPTIONS = {
-    "run": "checkpoint-seconds device devices dry-run executor help known max-pack-size minutes "
+    "run": "checkpoint-seconds compile device devices dry-run executor help known max-pack-size minutes "
     "mixer out packs-per-device ray-address",
     "export": "data help mixer out overwrite step",
     "pretrain": (

@@ -7,6 +7,7 @@ from conftest import RECIPES, require_mistake
 
 from recallzoo.errors import UserError
 from recallzoo.recipes import load, recipe_names
+from recallzoo.store import Store
 
 HEAD = "from recallzoo.run import Run\n"
 
@@ -67,6 +68,18 @@ def test_a_value_of_the_wrong_type_is_refused(run_cli):
     outcome = run_cli("run", RECIPES / "tiny.py", "--num-epochs", "many")
     assert outcome.code == 2
     assert "--num-epochs" in outcome.err
+
+
+def test_compiling_can_be_asked_for_or_left_out(run_cli, tmp_path):
+    for choice in ("none", "auto"):
+        arguments = ("run", RECIPES / "tiny.py", "--compile", choice, "--out", tmp_path / choice)
+        assert run_cli(*arguments).code == 0
+        for result in Store(tmp_path / choice).results():
+            assert result.provenance["compiled"] is False
+    outcome = run_cli("run", RECIPES / "tiny.py", "--compile", "sometimes")
+    assert outcome.code == 2
+    for word in ("sometimes", "auto", "step", "none"):
+        assert word in outcome.err
 
 
 def test_a_near_recipe_is_suggested(run_cli):

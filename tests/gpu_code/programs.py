@@ -22,6 +22,7 @@ raised. Names may be patterns (`pack/*`):
                         which are bytes over those of the residual stream, and the steps of the
                         program that have half of one or more. What a GPU waits for in small models
                         can so be counted before and after a change
+    plain/MIXER-T-D     the same without the compiler: operators that launch kernels, and passes
 
     broken/...          what is refused, so that a test sees that it is
 
@@ -51,6 +52,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from recallzoo.mixers import Context, MixerConfig, mixer, mixer_class, registry
 from recallzoo.mixers._rows import attend_rows, gather_rows
@@ -71,12 +74,28 @@ from recallzoo.train._stack import stack_models
 
 GPU = torch.device("cuda", 0)
 Kernels = list[Written]
+WITHOUT_KERNEL = {"aten.detach.default", "aten._unsafe_view.default", "prim.device.default"}
 BATCH_SIZE = 8
 SEQ_LEN = 64
 D_MODEL = 32
-CELL, CELL_RUNS = "cell/", 4
+CELL, PLAIN, CELL_RUNS = "cell/", "plain/", 4
 LONG_SEQ_LEN = 1024
 """Tokens at which attention to rows goes by FlexAttention."""
+
+
+class CalledOperators(TorchDispatchMode):
+    """Every operator that launches a kernel, and the bytes that it is given and gives back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and str(func) not in WITHOUT_KERNEL:
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            self.moved.append((str(func), sum(t.numel() * t.element_size() for t in tensors)))
+        return result
 
 
 def all_programs() -> dict[str, Callable[[], Kernels]]:
@@ -103,6 +122,8 @@ def all_programs() -> dict[str, Callable[[], Kernels]]:
     for name, seq_len, width in itertools.product(figure2.MIXERS, figure2.SEQ_LENS, figure2.WIDTHS):
         cell = functools.partial(_cell, name, seq_len, width)
         programs[f"{CELL}{name}-{seq_len}-{width}"] = cell
+        plain = functools.partial(_plain_cell, name, seq_len, width)
+        programs[f"{PLAIN}{name}-{seq_len}-{width}"] = plain
     return programs
 
 
@@ -170,10 +191,26 @@ def _program(config: MixerConfig, state_mixer: StateMixer) -> Program:
 
 def _cell(name: str, seq_len: int, width: int) -> Kernels:
     """A pack of CELL_RUNS runs as the recipe has them."""
+    return _trunk(_cell_program(name, seq_len, width))
+
+
+def _plain_cell(name: str, seq_len: int, width: int) -> Kernels:
+    """What the operators of the same pack move, as they are called one by one."""
+    program = _cell_program(name, seq_len, width)
+    inside, vectors, *rest = _trunk_inputs(program)
+    with CalledOperators() as forward:
+        hidden, _ = program._mapped_trunk(inside, vectors, *rest)
+    d_hidden, inputs = torch.empty_like(hidden), [vectors, *inside.values()]
+    with CalledOperators() as backward:
+        torch.autograd.grad([hidden], inputs, [d_hidden], allow_unused=True, materialize_grads=True)
+    return [Written({}, forward.moved), Written({}, backward.moved)]
+
+
+def _cell_program(name: str, seq_len: int, width: int) -> Program:
     (run, *_) = figure2_runs(
         mixers=(name,), seq_lens=(seq_len,), widths=(width,), num_examples=2048, seeds=(0,)
     )
-    return _trunk(_on_gpu(run, CELL_RUNS))
+    return _on_gpu(run, CELL_RUNS)
 
 
 def _on_gpu(run: Run, num_runs: int) -> Program:
@@ -194,6 +231,11 @@ def _on_gpu(run: Run, num_runs: int) -> Program:
 
 def _trunk(program: Program) -> Kernels:
     """What a pack compiles between embedding and head."""
+    return gpu_kernels(program._mapped_trunk, *_trunk_inputs(program))
+
+
+def _trunk_inputs(program: Program) -> tuple[Any, ...]:
+    """Parameters, vectors, tokens, query positions and dropout keys."""
     inside = {n: p for n, p in program.stack.parameters.items() if n != EMBEDDING}
     for parameter in inside.values():
         parameter.requires_grad_()
@@ -206,7 +248,7 @@ def _trunk(program: Program) -> Kernels:
     num_queries = split.task.num_queries
     positions = torch.empty(*shape[:2], num_queries, dtype=torch.int64, device=GPU)
     keys = torch.empty(shape[0], dtype=torch.int64, device=GPU)
-    return gpu_kernels(program._mapped_trunk, inside, vectors, tokens, positions, keys)
+    return inside, vectors, tokens, positions, keys
 
 
 def _passes(name: str, programs: Kernels) -> dict[str, Any]:
@@ -346,8 +388,10 @@ def main(patterns: list[str]) -> int:
                 "kernels": [len(program.kernels) for program in kernels],
                 "megabytes": [round(program.num_bytes / 1e6, 2) for program in kernels],
             }
-            if name.startswith(CELL):
+            if name.startswith((CELL, PLAIN)):
                 line |= _passes(name, kernels)
+            if name.startswith(PLAIN):
+                line["operators"] = [len(program.moved) for program in kernels]
         except Exception as error:  # noqa: BLE001 (whatever a compiler raises is to be told)
             failed = True
             line |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from recallzoo.train._compiling import OPERATORS_OF_LAYER, PASSES
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.unchecked,
@@ -32,6 +34,7 @@ COMPILING = {
 }
 """Those that find most for their time, with their programs: forward and, in training, backward; of
 `embedding`, widths and precisions. `programs.py` knows all others."""
+PLAIN = "plain/rwkv4-64-64"
 BROKEN = ("broken/addresses", "broken/no-kernel")
 PROGRAMS = Path(__file__).with_name("programs.py")
 
@@ -46,11 +49,14 @@ def compile_for_gpu(*names: str) -> dict[str, dict[str, Any]]:
 
 def test_kernels_of_the_compiler_compile_for_a_gpu_and_what_does_not_is_told():
     # One test, as a process takes longer to start than some programs to compile.
-    lines = compile_for_gpu(*COMPILING, *BROKEN)
-    assert list(lines) == [*COMPILING, *BROKEN]
+    lines = compile_for_gpu(*COMPILING, PLAIN, *BROKEN)
+    assert list(lines) == [*COMPILING, PLAIN, *BROKEN]
     assert "out of range for type int32" in lines["broken/addresses"]["error"]
     assert "without one Triton kernel" in lines["broken/no-kernel"]["error"]
     wrong = {name: lines[name]["error"] for name in COMPILING if "error" in lines[name]}
     assert not wrong
     assert {name: len(lines[name]["kernels"]) for name in COMPILING} == COMPILING
+    layers = 2
+    assert sum(lines[PLAIN]["passes"]) == pytest.approx(layers * PASSES, rel=0.5)
+    assert sum(lines[PLAIN]["operators"]) == pytest.approx(layers * OPERATORS_OF_LAYER, rel=0.5)
     assert set(lines["embedding"]["kernels"]) == {3}  # vectors; sums of blocks, and of their parts

@@ -33,6 +33,7 @@ def how_made(results: list[Result], commands: list[str]) -> list[tuple[str, list
         "platform": "platform",
         "device": "device",
         "compiled": "compiled",
+        "why not compiled": "not_compiled",
         "runs trained together": "pack_size",
     }
     rows = [("command", commands)] if commands else []

@@ -35,6 +35,7 @@ from recallzoo.result import Result, SliceRow, Status
 from recallzoo.run import Run
 from recallzoo.tasks import make_splits
 from recallzoo.train._adamw import PackedAdamW
+from recallzoo.train._compiling import whether_to_compile
 from recallzoo.train._program import Program
 from recallzoo.train._stack import stack_models
 
@@ -65,7 +66,7 @@ class PackOptions:
     """How to train, not what: none of these changes a result beyond rounding."""
 
     compiled: bool | None = None
-    """Whether to compile the step; None compiles on CUDA."""
+    """Whether to compile the step; None compiles on CUDA, where that is expected to pay."""
     progress_seconds: float = 2.0
     checkpoint_seconds: float = 60.0
     checkpoint: Path | None = None
@@ -114,9 +115,8 @@ class Pack:
         adamw = PackedAdamW(
             runs, stack.parameters, stack.rules, self.num_steps, self.steps_per_epoch
         )
-        compiled = self.options.compiled
-        if compiled is None:
-            compiled = self.device.type == "cuda"
+        choice = self.options.compiled
+        compiled, self._not_compiled = whether_to_compile(choice, self.device, runs)
         self._program = Program(runs, stack, adamw, self._train, self.device, compiled=compiled)
         self._num_parameters = stack.num_parameters
         self._state_size = _state_size(runs[0])
@@ -285,6 +285,7 @@ class Pack:
                 "device": device_name(self.device),
                 "pack_size": len(self.runs),
                 "compiled": self._program.is_compiled,
+                "not_compiled": self._not_compiled,
                 "fallbacks": list(self._program.fallbacks),
             },
             metrics=member.metrics,

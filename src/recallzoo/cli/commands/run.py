@@ -62,6 +62,8 @@ class RunOptions:
     """auto (CUDA if there is one), cpu, cuda or cuda:N."""
     max_pack_size: int | None = None
     """Most runs to train at once; what is expected to fit into memory if not given."""
+    compile: Literal["auto", "step", "none"] = "auto"
+    """Compile the training step; auto: on CUDA, for packs that train long enough to gain by it."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints of a pack, in seconds."""
     minutes: float | None = None
@@ -232,6 +234,7 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
     return SweepOptions(
         device=options.device,
         max_pack_size=options.max_pack_size,
+        compiled={"auto": None, "step": True, "none": False}[options.compile],
         checkpoint_seconds=options.checkpoint_seconds,
         executor=options.executor,
         ray_address=options.ray_address,
