@@ -180,11 +180,32 @@ def read_json(path: Path) -> Any:
 
 def require_folder(folder: Path, wanted: str) -> None:
     """UserError, with what is wanted, where a folder cannot be for a file in its place or in that
-    of one above it."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    of one above it, or where one may not look into it."""
+    try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+        is_open = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
+    except PermissionError:  # of one above it
+        there, is_open = folder, False
+    if not is_open:
+        raise UserError(
+            f"there is no permission to look into {folder}; {wanted} is wanted. Change its "
+            f"permissions or name another."
+        )
     if there is not None and not there.is_dir():
         above = "" if there == folder else f", so there can be no {folder}"
         raise UserError(f"{there} is a file{above}; {wanted} is wanted.")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there. StoreError where that is
+    not allowed."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def is_vacant(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """The command line as a whole: commands, exit codes, what goes where."""
 
+import errno
 import json
 import os
 import re
@@ -13,8 +14,8 @@ from recallzoo.cli import known_commands, main
 from recallzoo.errors import StoreError, UserError
 
 OPTIONS = {
-    "run": "checkpoint-seconds compile device devices dry-run executor help known max-pack-size minutes "
-    "mixer out packs-per-device ray-address",
+    "run": "checkpoint-seconds compile device devices dry-run executor help known max-pack-size "
+    "minutes mixer out packs-per-device ray-address",
     "export": "data help mixer out overwrite step",
     "pretrain": (
         "beta checkpoint-activations compile context cut-rates d-model data device epochs "
@@ -65,6 +66,7 @@ def test_a_near_command_is_suggested(run_cli):
         (UserError("a mistake."), 2, "error: a mistake."),
         (StoreError("a broken disk."), 1, "error: a broken disk."),
         (KeyboardInterrupt(), 130, "stopped; finished work is kept"),
+        (PermissionError(errno.EACCES, "Permission denied", "mine"), 2, "error: mine is closed"),
     ],
 )
 def test_errors_become_a_message_and_an_exit_code(run_cli, monkeypatch, raised, code, words):

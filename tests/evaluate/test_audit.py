@@ -16,6 +16,7 @@ from recallzoo.evaluate import audit as audit_module
 from recallzoo.evaluate.audit_options import CUT_RATES
 from recallzoo.evaluate.audit_store import Audit
 from recallzoo.evaluate.token_losses import TokenLosses
+from recallzoo.evaluate.token_text import TokenText
 from recallzoo.hub import export
 from recallzoo.mixers import mixer
 from recallzoo.model import LanguageModel, ModelConfig
@@ -292,6 +293,28 @@ def test_several_references_are_kept_apart(here, data, tmp_path):
     assert len(done.full_summary()) > len(done.summary())
     with pytest.raises(UnknownName, match="reference"):
         done.summary("d")
+
+
+@pytest.mark.parametrize("boundary", ["end", "start"])
+def test_a_boundary_token_that_is_text_elsewhere_counts_there(boundary, tmp_path):
+    data = make_data(tmp_path / "data", boundary=boundary, boundary_token="e")
+    make_model(tmp_path / "a", data.tokenizer_folder, 1)
+    test = data.split("test")
+    last = np.diff(test.document_offsets) - 1
+    for bos in ("none", "prepend"):
+        done = run(tmp_path, tmp_path / bos, bos=bos, documents="separate")
+        losses = done.losses("a")
+        document, position = (losses[name].to_numpy() for name in ("document", "position"))
+        is_boundary = position == (last[document] if boundary == "end" else 0)
+        assert (losses["token"] == data.boundary.id).sum() > is_boundary.sum()
+        of_text = losses["loss_nats"].to_numpy().astype(float)[~is_boundary].sum()
+        (about,) = done.about["models"]
+        assert about["bits_per_byte"] == pytest.approx(of_text / math.log(2) / about["num_bytes"])
+        unscored = test.document_bytes.sum() - about["num_bytes"]
+        first = [test.document(i)[0] for i in range(test.num_documents)]
+        text_of = TokenText.load(data.tokenizer_folder).bytes_of
+        is_left_out = bos == "none" and boundary == "end"
+        assert unscored == (sum(len(text_of(int(token))) for token in first) if is_left_out else 0)
 
 
 def test_models_of_different_tokenizers_stand_side_by_side_in_bits_per_byte(here, data, tmp_path):

@@ -1,9 +1,12 @@
 """An audit's folder: one process at a time, however the one before it ended."""
 
+import errno
+
 import pytest
 from forks import Forked
 
-from recallzoo.errors import UserError
+from recallzoo import files as files_module
+from recallzoo.errors import StoreError, UserError
 from recallzoo.evaluate import audit as audit_module
 from recallzoo.evaluate.token_losses import TokenLosses
 from recallzoo.files import LOCK_FILE
@@ -75,3 +78,37 @@ def test_replacing_that_is_broken_off_leaves_an_audit_that_can_be_replaced(
         with pytest.raises(KeyboardInterrupt):
             run(here, out, overwrite=True)
     assert run(here, out, overwrite=True).about["context"] == 32
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_program_calls_its_settings_is_not_touched(overwrite, here, tmp_path):
+    (tmp_path / "settings.json").write_text('{"editor.fontSize": 14, "context": 32}')
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match="is no audit"):
+        run(here, tmp_path, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.md", "settings.json"]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_replacing_an_audit_keeps_what_is_not_of_it(is_damaged, here, tmp_path):
+    out = tmp_path / "out"
+    run(here, out, context=16)
+    (out / "notes.md").write_text("mine")
+    (out / "report").mkdir()
+    (out / "report" / "report.html").write_text("of another audit")
+    if is_damaged:
+        (out / "settings.json").write_text("{")
+    assert run(here, out, overwrite=True).about["context"] == 32
+    assert (out / "notes.md").read_text() == "mine"
+    assert not (out / "report").exists()
+
+
+def test_an_audit_that_may_not_be_changed_is_named(here, tmp_path, monkeypatch):
+    run(here, tmp_path / "out", context=16)
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(files_module.shutil, "rmtree", refuse)  # root may do all
+    with pytest.raises(StoreError, match="no permission to write there"):
+        run(here, tmp_path / "out", overwrite=True)

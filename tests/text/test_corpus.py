@@ -1,9 +1,12 @@
 """Readers: every format gives the same documents; damage is named, never a shorter corpus."""
 
 import bz2
+import codecs
+import errno
 import gzip
 import json
 import lzma
+import os
 import re
 
 import polars
@@ -52,6 +55,18 @@ def test_json_lines_of_any_compression_give_the_documents(tmp_path, suffix):
     path = tmp_path / f"corpus.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix](lines(ROWS)))
     assert read(path) == WANTED
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
+    path = tmp_path / f"corpus.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](codecs.BOM_UTF8 + lines(ROWS)))
+    assert read(path) == WANTED
+    path = tmp_path / f"corpus.txt{suffix}"
+    for text in ("né", ""):
+        path.write_bytes(COMPRESS[suffix](codecs.BOM_UTF8 + text.encode()))
+        (record,) = read(path)
+        assert (record.text if isinstance(record, Document) else "") == text
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
@@ -162,6 +177,38 @@ def test_a_folder_gives_all_its_files_with_domains_by_folder(tmp_path):
         ("a.jsonl:1", "all"),
         ("books/b.txt:0", "books"),
     ]
+
+
+def test_linked_folders_are_read_and_circles_told(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    (corpus / "inner").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "b.txt").write_text("linked")
+    (corpus / "inner" / "a.txt").write_text("own")
+    (corpus / "books").symlink_to(elsewhere)
+    (corpus / "inner" / "above").symlink_to(corpus)
+    (corpus / "gone.txt").symlink_to(tmp_path / "nothing")
+    files, ignored = find_files(str(corpus))
+    assert [(file.name, file.domain) for file in files] == [
+        ("books/b.txt", "books"),
+        ("inner/a.txt", "inner"),
+    ]
+    assert ignored == ["gone.txt", "inner/above"]
+
+
+def test_a_folder_that_one_may_not_look_into_is_named(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("own")
+    scan = os.scandir
+
+    def refusing(path):
+        if "locked" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may look into all
+    with pytest.raises(UserError, match=r"look into .*locked: Permission denied"):
+        find_files(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import random
+import shutil
 import time
 import tracemalloc
 
@@ -13,7 +16,7 @@ import pytest
 from forks import Forked
 
 from recallzoo.errors import InvalidConfig, StoreError, UnknownName, UserError
-from recallzoo.files import exclusive
+from recallzoo.files import exclusive, write_json
 from recallzoo.text import PrepareOptions, _parts, open_data, prepare
 from recallzoo.text.preparing import WORK
 from tests.text import corpora, definitions
@@ -204,6 +207,56 @@ def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
         with pytest.raises(UserError, match="no data folder of recallzoo"):
             made(tmp_path / "data", overwrite=overwrite)
     assert (tmp_path / "data" / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_another_program_calls_a_manifest_is_not_touched(tmp_path):
+    out = tmp_path / "extension"
+    (out / "src").mkdir(parents=True)
+    (out / "manifest.json").write_text('{"name": "my extension", "plan": {}}')
+    (out / "src" / "main.js").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no data folder of recallzoo"):
+            made(out, overwrite=overwrite)
+    assert (out / "src" / "main.js").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("damage", ["none", "manifest", "unfinished"])
+def test_replacing_data_keeps_what_is_not_of_them(data, damage):
+    (data.folder / "notes.md").write_text("mine")
+    manifest = data.folder / "manifest.json"
+    if damage == "manifest":
+        manifest.write_text("{")
+    elif damage == "unfinished":
+        write_json(data.folder / WORK / "plan.json", data.manifest["plan"])
+        manifest.unlink()
+    replaced = made(data.folder, vocab_size=300, overwrite=True)
+    assert replaced.vocab_size == 300
+    assert (data.folder / "notes.md").read_text() == "mine"
+    assert replaced.pair_counts().num_tokens == replaced.split("train").num_tokens
+
+
+def test_data_in_the_making_or_being_counted_are_not_replaced(data):
+    before = sorted(data.folder.rglob("*"))
+    for held, words in ((WORK, "preparing"), ("pair_counts.work", "counting pairs")):
+        with (
+            exclusive(data.folder / held / "lock", "busy"),
+            pytest.raises(UserError, match=f"another process is {words}"),
+        ):
+            made(data.folder, vocab_size=300, overwrite=True)
+        assert set(before) <= set(data.folder.rglob("*"))
+
+
+def test_a_folder_that_may_not_be_changed_or_looked_into_is_named(data, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # root may do all
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(StoreError, match="no permission to write there"):
+            made(data.folder, vocab_size=300, overwrite=True)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="no permission to look into"):
+        made(data.folder)
 
 
 def test_two_at_once_are_kept_apart(tmp_path):

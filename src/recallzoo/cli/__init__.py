@@ -18,6 +18,11 @@ from recallzoo.errors import RecallzooError, UnknownName, UserError
 from recallzoo.interrupts import EXIT_INTERRUPTED, interrupted, say_stopped
 
 EXIT_BROKEN_PIPE = 141
+_ABOUT_PATHS = {
+    errno.ENAMETOOLONG: "is longer than the file system allows. Give a shorter one.",
+    errno.EACCES: "is closed to you: no permission. Change its permissions or name another.",
+}
+"""What is wrong with a path, wherever it is first looked at."""
 
 EXAMPLES = """\
 examples:
@@ -93,13 +98,10 @@ def _exit_code(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        about = _ABOUT_PATHS.get(error.errno or 0)
+        if about is None or error.filename is None:
             raise
-        print(
-            f"error: {error.filename} has a name that is longer than the file system allows. Give "
-            f"a shorter one.",
-            file=sys.stderr,
-        )
+        print(f"error: {error.filename} {about}", file=sys.stderr)
         return UserError.exit_code
     return code
 

@@ -47,6 +47,7 @@ from recallzoo.files import (
     exclusive,
     is_vacant,
     read_json,
+    remove,
     remove_leftovers,
     require_folder,
     write_json,
@@ -205,8 +206,19 @@ def _claimed(out: Path, settings: dict[str, Any], overwrite: bool) -> Iterator[N
 
 def _require_ours(out: Path) -> None:
     require_folder(out, "a folder for the audit")
-    if not (out / store.SETTINGS).exists() and not is_vacant(out):
+    if not is_vacant(out) and not _is_audit(out):
         raise UserError(f"{out} exists and is no audit. Choose a new folder for --out.")
+
+
+def _is_audit(out: Path) -> bool:
+    """Whether the settings there are an audit's: editors keep a settings.json too."""
+    if not (out / store.SETTINGS).is_file():
+        return False
+    try:
+        there = read_json(out / store.SETTINGS)
+    except StoreError:  # damaged: known by what lies beside it
+        return (out / "tokens").is_dir() or (out / "models").is_dir()
+    return isinstance(there, dict) and {"data_checksum", "context", "bos"} <= there.keys()
 
 
 def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -231,11 +243,11 @@ def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 
 def _empty(out: Path) -> None:
-    """Delete what an audit left, but not the lock that we hold; the settings, by which the folder
-    is known for an audit's, until they are replaced."""
-    for path in out.iterdir():
-        if path.name not in (LOCK_FILE, store.SETTINGS):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete what an audit left, and nothing else that lies there; the settings, by which the
+    folder is known for an audit's, stay until they are replaced."""
+    for name in (store.MANIFEST, store.SUMMARY, store.PASSAGES, "report", "tokens", "models"):
+        remove(out / name)
+    remove_leftovers(out)
 
 
 def _differences(there: Any, now: dict[str, Any]) -> str:

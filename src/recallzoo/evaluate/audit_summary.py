@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recallzoo.evaluate import audit_store as store
-from recallzoo.evaluate.audit_text import Windows
+from recallzoo.evaluate.audit_text import AuditText, Windows
 from recallzoo.evaluate.causal_lm import ModelSource
 from recallzoo.evaluate.gap import Interval, gap_by_slice
 from recallzoo.evaluate.passages import BlockGaps, write_out
@@ -103,10 +103,10 @@ class _Totals:
     loss: float = 0.0
     text_loss: float = 0.0
 
-    def add(self, loss: np.ndarray, token: np.ndarray, boundary: int | None) -> None:
+    def add(self, loss: np.ndarray, columns: dict[str, np.ndarray], text: AuditText) -> None:
         self.num_tokens += len(loss)
         self.loss += float(loss.sum(dtype=np.float64))
-        is_text = slice(None) if boundary is None else token != boundary
+        is_text = ~text.is_boundary(columns["document"], columns["position"])
         self.text_loss += float(loss[is_text].sum(dtype=np.float64))
 
 
@@ -132,7 +132,7 @@ def _sliced_sums(summary: Summary) -> tuple[SliceSums, BlockGaps, dict[str, _Tot
             frame = store.read_parquet(path, store.LOSS_SCHEMA)
             store.require_same_tokens(labels, frame, path)
             losses[model.name] = loss = frame["loss_nats"].to_numpy()
-            totals[model.name].add(loss, columns["token"], windows.text.boundary.id)
+            totals[model.name].add(loss, columns, windows.text)
         sums.add(columns, losses)
         gap = losses[first].astype(np.float64)
         if second is not None:
@@ -154,7 +154,7 @@ def _plain_sums(summary: Summary, model: AuditedModel) -> tuple[SliceSums, _Tota
         columns = {name: frame[name].to_numpy() for name in store.KEYS}
         columns["domain"] = domains[columns["document"]]
         loss = frame["loss_nats"].to_numpy()
-        totals.add(loss, columns["token"], model.windows.text.boundary.id)
+        totals.add(loss, columns, model.windows.text)
         sums.add(columns, {model.name: loss})
     return sums, totals
 

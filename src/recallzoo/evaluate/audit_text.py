@@ -55,6 +55,16 @@ class AuditText:
         """Tokens [start, stop) of the stream."""
         return self.stream.read(start, stop)
 
+    def is_boundary(
+        self, document: Integer[np.ndarray, "N"], position: Integer[np.ndarray, "N"]
+    ) -> Bool[np.ndarray, "N"]:
+        """Whether these tokens are boundary tokens and no text: by their place, as a text may hold
+        the same id."""
+        if self.boundary.position == "none":
+            return np.zeros(len(position), dtype=bool)
+        last = np.diff(self.document_offsets)[document] - 1
+        return position == (last if self.boundary.position == "end" else 0)
+
     @functools.cached_property
     def largest_id(self) -> int:
         """The largest token id there is."""
@@ -225,10 +235,11 @@ class Windows:
     def num_bytes(self) -> int:
         """Bytes of the text of scored tokens; boundary tokens are no text."""
         total = int(self.text.document_bytes.sum())
-        for at in self.unscored:
-            token = int(self.text.read(int(at), int(at) + 1)[0])
-            if token != self.text.boundary.id:
-                total -= len(self.text.token_text.bytes_of(token))
+        offsets = self.text.document_offsets
+        document = np.searchsorted(offsets, self.unscored, side="right") - 1
+        is_text = ~self.text.is_boundary(document, self.unscored - offsets[document])
+        for at in self.unscored[is_text].tolist():
+            total -= len(self.text.token_text.bytes_of(int(self.text.read(at, at + 1)[0])))
         return total
 
     def part(self, number: int) -> Part:

@@ -9,9 +9,11 @@ cut short is an error whatever the compression, never a short corpus.
 """
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,12 +78,13 @@ class SourceFile:
 
 
 def find_files(source: str) -> tuple[list[SourceFile], list[str]]:
-    """The files of a source, sorted by name, and names of files in a folder that are no text.
+    """The files of a source, sorted by name, and names of what in a folder is no text.
 
-    source  a file, a folder (searched throughout; hidden files are left out) or
-            `hf:NAME[:CONFIG[:SPLIT]]` (the split is "train" unless given).
+    source  a file, a folder (searched throughout, linked folders too; what is hidden is left out)
+            or `hf:NAME[:CONFIG[:SPLIT]]` (the split is "train" unless given).
 
-    Raises UserError for what does not exist, is of an unknown type, or holds no text file.
+    Raises UserError for what does not exist, is of an unknown type, cannot be looked into, or holds
+    no text file.
     """
     if source.startswith(HUGGING_FACE):
         return [SourceFile(_name_of_dataset(source), None, "hf", "all")], []
@@ -100,11 +103,9 @@ def find_files(source: str) -> tuple[list[SourceFile], list[str]]:
             f"{HUGGING_FACE}{source}."
         )
     found, ignored = [], []
-    for file in sorted(path.rglob("*")):
+    for file in sorted(_entries(path)):
         name = file.relative_to(path)
-        if not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        kind = _kind_of(file)
+        kind = _kind_of(file) if file.is_file() else None  # or a link to nothing, or in a circle
         domain = name.parts[0] if len(name.parts) > 1 else "all"
         if kind is None:
             ignored.append(name.as_posix())
@@ -116,6 +117,24 @@ def find_files(source: str) -> tuple[list[SourceFile], list[str]]:
             f"{', '.join(_PLAIN + _JSON + _PARQUET)} (or these with {', '.join(_COMPRESSED)})."
         )
     return found, ignored
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of those in it, and links to a folder that they lie in."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"could not look into {error.filename}: {error.strerror}.") from error
+
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(where)
+        for name in list(folders):
+            inside = here / name
+            if name.startswith("."):
+                folders.remove(name)
+            elif inside.is_symlink() and here.resolve().is_relative_to(inside.resolve()):
+                folders.remove(name)
+                yield inside
+        yield from (here / name for name in files if not name.startswith("."))
 
 
 def _name_of_dataset(source: str) -> str:
@@ -288,7 +307,21 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed; UserError if it is cut short or not what it says."""
+    """The bytes of a file, decompressed and without a byte order mark; UserError if it is cut short
+    or not what it says."""
+    head: bytes | None = b""
+    for chunk in _decompressed(path):
+        if head is not None:
+            head += chunk
+            if len(head) < len(codecs.BOM_UTF8):
+                continue
+            chunk, head = head.removeprefix(codecs.BOM_UTF8), None
+        yield chunk
+    if head:
+        yield head
+
+
+def _decompressed(path: Path) -> Iterator[bytes]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".zst":

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recallzoo._version import __version__
-from recallzoo.errors import InvalidConfig, StoreError, UserError
+from recallzoo.errors import InvalidConfig, UserError
 from recallzoo.files import (
     atomic_folder,
     exclusive,
@@ -31,6 +31,17 @@ from recallzoo.files import (
     write_json,
 )
 from recallzoo.text._checksums import describe_file, sha256_of, write_sealed_json
+from recallzoo.text._data_folder import (
+    LOCK,
+    PLAN,
+    WORK,
+    busy,
+    has_begun,
+    plan_of,
+    remove_data,
+    require_ours,
+    require_same,
+)
 from recallzoo.text._parts import (
     Input,
     Reading,
@@ -56,7 +67,6 @@ from recallzoo.text.tokenizer import Encoder, load_encoder, train_encoder
 DEFAULT_VOCAB_SIZE = 16_384
 DEFAULT_SAMPLE_BYTES = 64_000_000
 DEFAULT_FRACTION = 0.01
-WORK = "prepare.work"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,19 +205,21 @@ def prepare(options: PrepareOptions, *, progress: bool = True) -> TokenData:
     require_folder(out, "a folder for the data")
     inputs, ignored = _inputs(options)
     plan = _plan(options, inputs)
-    if options.overwrite:
-        _remove_other(out, plan)
-    if (out / MANIFEST).exists():
+    require_ours(out)
+    is_other = options.overwrite and plan_of(out) != plan
+    if (out / MANIFEST).exists() and not (out / WORK).exists() and not is_other:
         data = open_data(out)
-        _require_same(plan, data.manifest["plan"], out)
+        require_same(plan, data.manifest["plan"], out)
     else:
-        _require_ours(out)
-        busy = (
-            f"another process is preparing {out} right now. Wait for it, or choose another folder."
-        )
-        with exclusive(out / WORK / "lock", busy):
-            data = _prepare(options, plan, inputs, ignored, progress)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+        with exclusive(out / WORK / LOCK, busy(out)):
+            if is_other:
+                remove_data(out)
+            if (out / MANIFEST).exists():  # its maker was killed at the very end
+                data = open_data(out)
+                require_same(plan, data.manifest["plan"], out)
+            else:
+                data = _prepare(options, plan, inputs, ignored, progress)
+            shutil.rmtree(out / WORK, ignore_errors=True)
     if options.count_pairs:
         count_pairs(
             data,
@@ -227,10 +239,10 @@ def _prepare(
     progress: bool,
 ) -> TokenData:
     out, work = options.out, options.out / WORK
-    if _has_begun(out):
-        _require_same(plan, read_json(work / "plan.json"), out)
+    if has_begun(out):
+        require_same(plan, read_json(work / PLAN), out)
     else:
-        write_json(work / "plan.json", plan)
+        write_json(work / PLAN, plan)
     remove_leftovers(out)
     valid_fraction, test_fraction = options.fractions
     reading = Reading(
@@ -342,62 +354,6 @@ def _plan(options: PrepareOptions, inputs: Sequence[Input]) -> dict[str, Any]:
     return {"options": content, "tokenizer": tokenizer, "sources": sources}
 
 
-def _require_same(plan: dict[str, Any], there: dict[str, Any], out: Path) -> None:
-    if plan == there:
-        return
-    remedy = "Give the same options to continue, another --out, or --overwrite to start again."
-    if plan["tokenizer"] != there["tokenizer"]:
-        raise UserError(
-            f"{out} was begun with another tokenizer ({there['tokenizer'][:12]}) than the one "
-            f"given now ({plan['tokenizer'][:12]}): its ids would mean different text. {remedy}"
-        )
-    differences = [
-        f"{name} was {there['options'].get(name)!r} and is now {value!r}"
-        for name, value in plan["options"].items()
-        if there["options"].get(name) != value
-    ]
-    if plan["sources"] != there["sources"]:
-        before, now = ({_source_text(one) for one in p["sources"]} for p in (there, plan))
-        changed = sorted(before ^ now) or ["their order"]
-        differences.append(f"the sources differ in {', '.join(changed[:4])}")
-    raise UserError(f"{out} holds other data: {'; '.join(differences)}. {remedy}")
-
-
-def _source_text(source: dict[str, Any]) -> str:
-    return f"{source['name']} ({(source['sha256'] or 'dataset')[:8]})"
-
-
-def _has_begun(out: Path) -> bool:
-    """Whether an earlier call left more than its plan, such as one whose source cannot be opened
-    does: then another plan may take its place."""
-    work = out / WORK
-    made = [*out.glob("[!.]*"), *work.glob("[!.]*"), *work.glob("parts/*")]
-    nothing = {work, work / "plan.json", work / "lock", work / "parts"}
-    return (work / "plan.json").exists() and not set(made) <= nothing
-
-
-def _require_ours(out: Path) -> None:
-    if out.exists() and not (out / WORK).exists() and any(out.iterdir()):
-        raise UserError(
-            f"{out} exists and is no data folder of recallzoo. Choose a new folder for --out."
-        )
-
-
-def _remove_other(out: Path, plan: dict[str, Any]) -> None:
-    if not (out / MANIFEST).exists() and not (out / WORK / "plan.json").exists():
-        return
-    try:
-        there = (
-            read_json(out / MANIFEST)["plan"]
-            if (out / MANIFEST).exists()
-            else read_json(out / WORK / "plan.json")
-        )
-    except (StoreError, KeyError, TypeError):
-        there = None
-    if there != plan:
-        shutil.rmtree(out)
-
-
 def _encoder(options: PrepareOptions, reading: Reading, out: Path, progress: bool) -> Encoder:
     folder, used = out / "tokenizer", out / WORK / "tokenizer.json"
     if folder.exists() and used.exists():
@@ -480,7 +436,8 @@ def _tell(
     for example in examples:
         say(f"  {example}")
     if ignored:
-        say(f"ignored {len(ignored):,} files of other types, among them {', '.join(ignored[:3])}")
+        some = ", ".join(ignored[:3])
+        say(f"ignored {len(ignored):,} files of other types and broken links, among them {some}")
     if in_pieces:
         say(f"encoded {in_pieces:,} documents of over 8 million characters in pieces")
     asked = options.vocab_size or DEFAULT_VOCAB_SIZE
