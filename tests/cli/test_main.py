@@ -164,6 +164,34 @@ def test_a_file_is_no_folder_to_write_to_and_none_can_be_in_it(run_cli, tmp_path
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("prepare", "--train", "a", "--train", "b"), "--train"),
+        (("prepare", "--train", "a", "--valid=b", "--valid", "c"), "--valid"),
+        (("prepare", "--train", "a", "--test", "b", "--test=c"), "--test"),
+        (("audit", "m", "--data", "d", "--reference", "b=m", "--reference", "c=m"), "--reference"),
+        (("audit", "m", "--data", "d", "--cut-rates", 0, "--cut_rates", 0.1), "--cut-rates"),
+        (("pretrain", "rwkv-70m", "--data", "d", "--cut_rates=0", "--cut_rates=1"), "--cut-rates"),
+        (("report", "a", "--formats", "svg", "--formats", "png"), "--formats"),
+        (("run", "figure2", "--dry-run", "--seeds", 0, "--seeds=1"), "--seeds"),
+        (("run", "--seq_lens", 16, "--mixer", "a.py:A", "--seq-lens", 32), "--seq-lens"),
+    ],
+    ids=str,
+)
+def test_values_given_after_a_second_name_do_not_replace_the_first_unsaid(
+    run_cli, tmp_path, words, option
+):
+    outcome = run_cli(*words, "--out", tmp_path / "o")
+    require_mistake(outcome, f"{option} is given 2 times", f"Give all values after one {option}.")
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_stands_after_two_dashes_is_no_option_given_again(run_cli, tmp_path):
+    outcome = run_cli("report", "--formats", "svg", "--", "--formats")
+    require_mistake(outcome, "--formats holds no results")
+
+
 def test_a_report_of_no_format_is_refused(run_cli, tmp_path):
     require_mistake(run_cli("report", tmp_path, "--formats"), "--formats", "html, svg, png")
 
