@@ -119,3 +119,37 @@ def test_a_named_recipe_takes_the_mixer_beside_its_own(run_cli, tmp_path):
     assert outcome.code == 0, outcome.err
     assert "attention" in outcome.out
     assert "RunningMean" in outcome.out
+
+
+LABELLED = """
+from recallzoo.mixers import mixer
+from recallzoo.model import ModelConfig
+from recallzoo.run import Budget, Run
+from recallzoo.tasks import Data, task
+
+def labelled(mixers: tuple[str, ...] = ("attention",)) -> list[Run]:
+    return [
+        Run(
+            data=Data.of(
+                task("mqar", seq_len=8, num_pairs=1, vocab_size=32), train=64, valid=32, test=32
+            ),
+            model=ModelConfig(mixers=(mixer(name),), d_model=16, num_layers=1),
+            budget=Budget(num_epochs=1, batch_size=32),
+            label=label,
+        )
+        for name, label in zip(mixers, ("[/x] <b>", "ema[k=3] :fire:"))
+    ]
+"""
+
+
+def test_markup_in_labels_is_shown_as_it_is(run_cli, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(LABELLED)
+    arguments = ("--mixer", f"{FILE}:RunningMean", "--out", tmp_path / "o")
+    outcome = run_cli("run", recipe, *arguments)
+    assert outcome.code == 0, outcome.err
+    outcomes, title, verdict = outcome.out.partition("test accuracy at the best learning rate")
+    assert title
+    for table in (outcomes, verdict):
+        assert "[/x] <b>" in table
+        assert "ema[k=3] :fire:" in table

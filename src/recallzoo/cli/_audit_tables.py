@@ -61,7 +61,7 @@ def _models(about: dict[str, Any]) -> Table:
         table.add_row(
             Text(model["name"] + (" (reference)" if model["role"] == "reference" else "")),
             f"{model['num_parameters']:,}",
-            model["dtype"],
+            Text(model["dtype"]),
             f"{model['num_tokens']:,}",
             f"{model['loss_nats']:.4f}",
             f"{model['ppl']:.2f}",

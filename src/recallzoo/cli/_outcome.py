@@ -7,6 +7,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from recallzoo.cells import Cell, cells, data_words, rates_text
 from recallzoo.result import Result
@@ -29,17 +30,17 @@ def print_table(results: list[Result], stream: TextIO) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
     for column in columns:
-        table.add_column(column, justify="left" if column == "task" else "right")
+        table.add_column(Text(column), justify="left" if column == "task" else "right")
     words = data_words(rows)
     if any(words):
         table.add_column("data", overflow="fold")
     for name in more:
-        table.add_column(name.rpartition(".")[2], justify="right")
+        table.add_column(Text(name.rpartition(".")[2]), justify="right")
     for column in ("best lr", "test accuracy", "seeds"):
         table.add_column(column, justify="right")
     table.add_column("runs", overflow="fold")
     for cell, data in zip(rows, words, strict=True):
-        table.add_row(
+        row = (
             cell.label,
             *(cell.sizes.get(column, "") for column in columns),
             *((data,) if any(words) else ()),
@@ -49,6 +50,7 @@ def print_table(results: list[Result], stream: TextIO) -> None:
             str(len(cell.at_best)),
             _statuses(cell.results),
         )
+        table.add_row(*map(Text, row))
     console = Console(file=stream, width=None if stream.isatty() else TABLE_WIDTH)
     console.print(table)
     by_seed = any(cell.is_chosen_by_seed and len(cell.at_best) > 1 for cell in rows)

@@ -5,6 +5,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from recallzoo.cells import Cell, cells, data_words
 from recallzoo.cli._outcome import TABLE_WIDTH
@@ -37,7 +38,8 @@ def print_verdict(names: tuple[str, ...], results: list[Result], stream: TextIO)
         row = (task, cell.label, cell.config["model.mixers"])
         by_row.setdefault(row, {})[cell.config["model.d_model"]] = cell
     for (task, label, _), row in sorted(by_row.items(), key=lambda item: _length_of(item[1])):
-        table.add_row(task, label, *(_mark(row.get(width)) for width in widths))
+        marks = (_mark(row.get(width)) for width in widths)
+        table.add_row(*map(Text, (task, label, *marks)))
     Console(file=stream, width=None if stream.isatty() else TABLE_WIDTH).print(table)
     for name in names:
         print(_sentence(name, grid), file=stream)
