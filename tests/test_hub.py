@@ -100,6 +100,19 @@ def test_padding_on_the_left_changes_nothing(name, tmp_path):
         torch.testing.assert_close(logits[row, count:], loaded(alone).logits[0])
 
 
+@pytest.mark.parametrize("name", ["attention", "base_conv", "h3", "hyena", "rwkv"])
+def test_a_row_of_padding_alone_has_zeros_and_changes_no_other(name, tmp_path):
+    _, loaded = exported(tmp_path / "model", name)
+    mask = torch.ones_like(prompts())
+    mask[0, :2] = mask[1] = 0
+    logits = loaded(prompts(), attention_mask=mask).logits
+    others = loaded(prompts()[[0, 2]], attention_mask=mask[[0, 2]]).logits
+    assert torch.equal(logits[1], torch.zeros_like(logits[1]))
+    torch.testing.assert_close(logits[[0, 2]], others)
+    none = loaded(prompts(), attention_mask=torch.zeros_like(mask)).logits
+    assert torch.equal(none, torch.zeros_like(logits))
+
+
 def test_beam_search_reorders_the_cache(tmp_path):
     _, loaded = exported(tmp_path / "model", "rwkv")
     found = [

@@ -169,9 +169,10 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits of all positions; with `use_cache`, of the last alone, and the cache.
 
-        Padding on the left is left out, row by row, with and without a cache. Padding on the right
-        changes nothing before it; with a cache it is a ValueError, since the last logits would be
-        those after padding. `labels` are shifted here, -100 is ignored.
+        Padding on the left is left out, row by row, with and without a cache; its logits are 0.
+        Padding on the right changes nothing before it; with a cache it is a ValueError, since the
+        last logits would be those after padding. Without one, a row may be padding throughout.
+        `labels` are shifted here, -100 is ignored.
         """
         loss = None
         if past_key_values is not None or use_cache:
@@ -200,11 +201,15 @@ class RecallzooForCausalLM(PreTrainedModel, GenerationMixin):
             return self.model(input_ids)
         logits = None
         for start, rows in _groups(starts):
+            if start == input_ids.shape[1]:  # nothing but padding: mixers want a token at least
+                continue
             part = self.model(input_ids[rows, start:])
             if logits is None:
                 logits = part.new_zeros(*input_ids.shape, part.shape[-1])
             logits[rows, start:] = part
-        assert logits is not None
+        if logits is None:
+            weight = self.model.embedding.tokens.weight
+            return weight.new_zeros(*input_ids.shape, self.model.vocab_size)
         return logits
 
     def _new_cache(
