@@ -87,6 +87,24 @@ def test_options_reach_the_audit(run_cli, here, tmp_path):
     assert "as --max-tokens asks" in outcome.out
 
 
+def test_cut_rates_that_are_one_cut_of_a_small_corpus_are_listed_at_the_first(
+    run_cli, here, tmp_path
+):
+    rates = ("--cut-rates", 1.25e-7, 1.25e-6, 1e-2)
+    outcome = call(run_cli, here, tmp_path / "out", here / "a", *rates)
+    assert outcome.code == 0, outcome.err
+    about = Audit.open(tmp_path / "out").about
+    assert [cut["rate"] for cut in about["cuts"]] == [1.25e-7, 1e-2]
+    assert about["cuts"][0]["max_count"] == 0
+    (note,) = (note for note in about["notes"] if "cut rates" in note)
+    counted = f"{open_data(here / 'data').pair_counts().num_tokens:,} tokens"
+    assert note == (
+        f"the cut rates 1.25e-07 and 1.25e-06 are all 0 training occurrences of the {counted} "
+        f"counted: one cut, listed at 1.25e-07."
+    )
+    assert f"note: {note}" in " ".join(outcome.out.split())
+
+
 def test_a_stand_in_corpus_is_named_in_the_tables(run_cli, here, tmp_path):
     other = make_data(
         tmp_path / "pile", tokenizer=str(here / "data" / "tokenizer"), vocab_size=None, seed=3

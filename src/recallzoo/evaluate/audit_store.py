@@ -27,7 +27,8 @@ audit.json
     context, stride, bos ("none" or "prepend"), documents ("packed" or "separate")
     num_tokens   scored tokens of the sliced models; null where no model is sliced
     cuts         [{rate, max_count, num_hits, share_of_tokens}]: a token is an AR hit at a cut when
-                 its pair repeats in context and occurs at most max_count times in `pair_counts`
+                 its pair repeats in context and occurs at most max_count times in `pair_counts`.
+                 Of several rates that give one max_count, the first
     pair_counts  corpus, num_tokens, num_documents, vocab_size, tokenizer_hash, stand_in (true: not
                  counted on the data's own training split), label (a line to show beside every
                  number); null where no model is sliced

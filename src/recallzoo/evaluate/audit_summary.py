@@ -64,10 +64,17 @@ class Summary:
     @property
     def cuts(self) -> list[int]:
         """Most training occurrences of an AR hit's pair; equal ones of small corpora once."""
-        if self.table is None:
-            return []
-        cuts = [max_count_from_rate(rate, self.table.num_tokens) for rate in self.cut_rates]
-        return list(dict.fromkeys(cuts))
+        return list(self.rates_of_cuts)
+
+    @property
+    def rates_of_cuts(self) -> dict[int, list[float]]:
+        """The cuts, each with the rates that give it: on small corpora several give the same."""
+        rates: dict[int, list[float]] = {}
+        if self.table is not None:
+            for rate in self.cut_rates:
+                cut = max_count_from_rate(rate, self.table.num_tokens)
+                rates.setdefault(cut, []).append(rate)
+        return rates
 
 
 def write_summary(summary: Summary) -> None:
@@ -296,8 +303,7 @@ def _about(
     cuts = []
     if summary.table is not None and sums is not None:
         tokens = sums.num_tokens.sum(1)
-        rates = {max_count_from_rate(r, summary.table.num_tokens): r for r in summary.cut_rates}
-        for cut in summary.cuts:
+        for cut, rates in summary.rates_of_cuts.items():
             hits = next(
                 int(tokens[i])
                 for i, one in enumerate(sums.slices)
@@ -305,12 +311,18 @@ def _about(
             )
             cuts.append(
                 {
-                    "rate": rates[cut],
+                    "rate": rates[0],
                     "max_count": cut,
                     "num_hits": hits,
                     "share_of_tokens": hits / float(tokens[0]),
                 }
             )
+            if len(rates) > 1:
+                notes.append(
+                    f"the cut rates {' and '.join(map(str, rates))} are all {cut} training "
+                    f"occurrences of the {summary.table.num_tokens:,} tokens counted: one cut, "
+                    f"listed at {rates[0]}."
+                )
             if hits == 0:
                 notes.append(
                     f"no token is an AR hit at the cut of {cut} training occurrences: the text is "
