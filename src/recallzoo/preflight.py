@@ -5,6 +5,7 @@ its pack comes up, hours after the command, so each is built here once.
 """
 
 import functools
+import inspect
 import math
 from pathlib import Path
 
@@ -15,9 +16,21 @@ from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import ContractViolation, InvalidConfig, RecallzooError
 from recallzoo.mixers import Context, Mixer
 from recallzoo.model import LanguageModel, ModelConfig
+from recallzoo.random import RowRandom
 from recallzoo.run import Run
-from recallzoo.tasks import Data, make_splits
+from recallzoo.tasks import (
+    Data,
+    Task,
+    make_splits,
+    require_batch,
+    require_equal,
+    require_own_name,
+    source_sha256,
+)
 from recallzoo.tasks._data import row_hashes
+
+CHECKED_ROWS = 64
+"""Examples of a user's own task that are made before anything is written."""
 
 
 def check_runs(runs: list[Run]) -> None:
@@ -73,11 +86,15 @@ def check_model(config: ModelConfig, label: str, max_seq_len: int, num_streams: 
 
 @functools.cache
 def check_data(data: Data) -> None:
-    """Raise InvalidConfig for data whose tasks have too few different rows to keep splits apart.
+    """Raise InvalidConfig for data whose tasks have too few different rows to keep splits apart, or
+    are a user's own and not what a task is.
 
     That is only so where the other splits hold nearly all rows that there are; then this many
     draws repeat themselves but for one time in e^24. Splits of other data are not made here.
     """
+    for task in dict.fromkeys(segment.task for segment in data.segments):
+        if source_sha256(type(task)) is not None:
+            _check_own_task(task, data.seed)
     num_known = sum(segment.num_examples for segment in (*data.train, *data.valid))
     num_draws = 7 * math.isqrt(num_known) + 8
     for task in dict.fromkeys(segment.task for segment in (*data.valid, *data.test)):
@@ -85,6 +102,23 @@ def check_data(data: Data) -> None:
         if len(hashes.unique()) < num_draws:
             make_splits(data)
             return
+
+
+def _check_own_task(task: Task, seed: int) -> None:
+    """Make some rows, and a part of them once more."""
+    require_own_name(task)
+    rows = torch.arange(CHECKED_ROWS)
+    try:
+        batch = task.generate(RowRandom(seed, rows))
+        require_batch(task, batch, CHECKED_ROWS)
+        part = rows[1::2]
+        require_equal(task, batch.rows(part), task.generate(RowRandom(seed, part)))
+    except RecallzooError:
+        raise
+    except Exception as error:
+        file = inspect.getsourcefile(type(task))
+        where = describe_error(error, None if file is None else Path(file))
+        raise InvalidConfig(f"task {task.name} cannot make its examples: {where}.") from error
 
 
 def _file(mixer_name: str) -> Path:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from recallzoo.errors import InvalidConfig
 from recallzoo.model import ModelConfig
 from recallzoo.options import checked
-from recallzoo.tasks import Data, Task
+from recallzoo.tasks import Data, Task, source_sha256
 
 RUN_VERSION = 1
 """Goes up when equal runs no longer train alike; part of every hash."""
@@ -158,11 +158,14 @@ class Run:
 
 
 def describe(value: Any) -> Any:
-    """A configuration as plain JSON values. Tasks carry their name and version."""
+    """A configuration as plain JSON values. Tasks carry their name and version, and a user's own
+    the hash of its source."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Task):
-            return {"task": value.name, "task_version": value.version, **fields}
+            source = source_sha256(type(value))
+            own = {} if source is None else {"task_source_sha256": source}
+            return {"task": value.name, "task_version": value.version, **own, **fields}
         return fields
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]

@@ -21,6 +21,7 @@ from recallzoo.errors import InvalidConfig
 from recallzoo.options import checked
 from recallzoo.random import mix64, seed_of
 from recallzoo.tasks._contract import Batch, Task, require
+from recallzoo.tasks._own import require_batch, source_sha256
 
 Split = Literal["train", "valid", "test"]
 
@@ -188,6 +189,8 @@ def _make_segment(segment: Segment, split: Split, seed: int, known: Int[Tensor, 
     task, n = segment.task, segment.num_examples
     rows = torch.arange(n, device=known.device)
     batch = task.sample(rows, seed)
+    if source_sha256(type(task)) is not None:
+        require_batch(task, batch, n)
     if len(known) == 0:
         return batch
     taken = torch.isin(row_hashes(batch.tokens), known).nonzero().squeeze(1)
