@@ -116,6 +116,14 @@ def test_what_is_not_compiled_on_a_gpu_as_it_would_not_pay_is_told(tmp_path, mon
         assert not do(RUNS[:1], folder, compiled=choice, seconds=1e-9)[1].warnings
 
 
+def test_a_sweep_is_one_call_whose_warnings_are_pythons(tmp_path, monkeypatch):
+    (result,) = sweep(RUNS[:1], Store(tmp_path / "quiet"), options=SweepOptions(device="cpu"))
+    assert result.status == "finished"
+    monkeypatch.setattr("recallzoo.sweep.LocalExecutor", _CalledGpu)
+    with pytest.warns(UserWarning, match="1 of 1 packs are not compiled"):
+        sweep(RUNS[:1], Store(tmp_path / "told"), options=SweepOptions(device="cpu"))
+
+
 def hashes(runs: list[Run]) -> list[str]:
     return [run.hash for run in runs]
 

@@ -19,7 +19,7 @@ import torch
 from recallzoo.cells import cell_words
 from recallzoo.devices import SLOW_BFLOAT16, choose_device, emulates_bfloat16
 from recallzoo.errors import InvalidConfig, UserError
-from recallzoo.executors._contract import Executor, NamedPack, Watcher
+from recallzoo.executors._contract import Executor, NamedPack, Unwatched, Watcher
 from recallzoo.executors._record import recorded
 from recallzoo.executors.local import LocalExecutor
 from recallzoo.files import LOCK_FILE, exclusive, write_json
@@ -104,12 +104,13 @@ class Plan:
 def sweep(
     runs: list[Run],
     store: Store,
-    watcher: Watcher,
+    watcher: Watcher | None = None,
     options: SweepOptions | None = None,
     known: Collection[str] = (),
 ) -> list[Result]:
     """Train every run that `store` does not hold yet; return the results of all of them, or,
-    where `options.seconds` did not suffice, of those that are finished.
+    where `options.seconds` did not suffice, of those that are finished. `watcher` is told of
+    progress and warnings; without one, warnings are Python's.
 
     `known` are hashes of runs whose results are elsewhere: they are not trained, and not asked for
     in the store's records, unless they are in a pack that has begun.
@@ -118,7 +119,7 @@ def sweep(
     to the store.
     """
     started = time.monotonic()
-    options = options or SweepOptions()
+    options, watcher = options or SweepOptions(), watcher or Unwatched()
     check_runs(runs)
     busy = f"another process is writing to {store.folder}. Wait for it, or use another folder."
     with (

@@ -1,5 +1,6 @@
 """What a sweep asks of an executor, and whom an executor tells."""
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +22,19 @@ class Watcher(Protocol):
     def run_finished(self, result: Result) -> None: ...
     def pack_ended(self) -> None: ...
     def warned(self, message: str) -> None: ...
+
+
+class Unwatched:
+    """A watcher for whom a sweep is one call: it passes on warnings as Python's, and no more."""
+
+    def sweep_started(self, num_runs: int, num_finished: int, num_packs: int) -> None: ...
+    def pack_started(self, runs: list[Run], number: int, num_packs: int) -> None: ...
+    def pack_progressed(self, progress: Progress) -> None: ...
+    def run_finished(self, result: Result) -> None: ...
+    def pack_ended(self) -> None: ...
+
+    def warned(self, message: str) -> None:
+        warnings.warn(message, stacklevel=3)
 
 
 Halve = Callable[[str, list[Run]], list[NamedPack]]
