@@ -49,11 +49,13 @@ def test_a_mixer_that_breaks_the_contract_is_refused_before_training(
     assert not folder.exists()
 
 
-def test_a_mixer_that_looks_ahead_from_its_second_block_on_is_refused(run_cli, tmp_path):
+@pytest.mark.parametrize("name", ["LeakingLate", "LeakingLateInTraining"])
+def test_a_mixer_that_looks_ahead_from_its_second_block_on_is_refused(run_cli, tmp_path, name):
     folder = tmp_path / "o"
     arguments = ("--seq-lens", 64, "--widths", 16, *SHORT, "--out", folder)
-    outcome = run_cli("run", "--mixer", f"{FILE}:LeakingLate", *arguments)
-    require_mistake(outcome, "is refused", "lengths", "64")
+    outcome = run_cli("run", "--mixer", f"{FILE}:{name}", *arguments)
+    words = "looks ahead: in training, at 64 tokens, the output at t=31 changes"
+    require_mistake(outcome, "is refused", "lengths", words)
     assert "at 64 tokens: lengths FAILED" in outcome.out
     assert not folder.exists()
 

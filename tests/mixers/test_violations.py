@@ -79,6 +79,12 @@ def test_dropout_passes_where_its_masks_are_the_runs_own_or_there_are_none(name)
     assert report.passed, report.summary()
 
 
+@pytest.mark.parametrize("name", ["DropsOutByContext", "DropsOutGlobally"])
+def test_dropout_is_not_taken_for_looking_ahead_at_any_length(name):
+    report = check_mixer(mixer(f"{FILE}:{name}"), seq_len=64, only=("lengths",))
+    assert report.passed, report.summary()
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("name", "check", "words"),

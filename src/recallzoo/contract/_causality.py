@@ -5,7 +5,7 @@ goes through comparisons and sorting. And gradients are taken, which finds what 
 happen to move.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ Leak = tuple[int, bool, int, str]
 this order the least is the one to tell."""
 
 
-def leaks_by_change(subject: Subject, training: bool) -> Iterator[Leak]:
-    """Change the input at one position, then at it and all later ones, for every position."""
+def leaks_by_change(
+    subject: Subject, training: bool, positions: Iterable[int] | None = None
+) -> Iterator[Leak]:
+    """Change the input at one position, then at it and all later ones, for every position but the
+    first, or for those given."""
     mixer, x, tokens = subject.shaken(), subject.x(), subject.tokens()
     other = subject.x(seed=1)
     with torch.no_grad():
         y = call(mixer, x, tokens, training=training)
-        for s in range(1, subject.seq_len):
+        for s in range(1, subject.seq_len) if positions is None else positions:
             for scale, changed, end in ((1.0, "input at", s + 1), (8.0, "inputs from", None)):
                 x_changed = x.clone()
                 x_changed[:, s:end] = scale * other[:, s:end]
@@ -80,13 +83,28 @@ def causal(subject: Subject, training: bool) -> str:
         t, _, s, _ = min(leaks)
         return f"declared as not causal; the output at t={t} depends on the input at t={s}"
     if leaks:
-        t, _, _, seen = min(leaks)
-        positions = len({leak[0] for leak in leaks})
-        raise Violation(
-            f"the output at t={t} {seen}. It may depend on inputs up to t={t} only"
-            f"{f' ({positions} positions leak)' if positions > 1 else ''}."
-        )
+        raise Violation(_told(leaks))
     return f"no output among {subject.seq_len} depends on a later input"
+
+
+def _told(leaks: list[Leak]) -> str:
+    t, _, _, seen = min(leaks)
+    positions = len({leak[0] for leak in leaks})
+    return (
+        f"the output at t={t} {seen}. It may depend on inputs up to t={t} only"
+        f"{f' ({positions} positions leak)' if positions > 1 else ''}."
+    )
+
+
+def require_causal_at(subject: Subject, positions: Iterable[int]) -> None:
+    """Raise Violation where an output before one of `positions` depends on what comes from there
+    on. All calls are of one length, so that in training their masks of dropout are the same."""
+    for training in (True, False):
+        if leaks := list(leaks_by_change(subject, training, positions)):
+            raise Violation(
+                f"it looks ahead: in {'training' if training else 'evaluation'}, at "
+                f"{subject.seq_len} tokens, {_told(leaks)}"
+            )
 
 
 def rows_apart(subject: Subject) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from recallzoo.contract._causality import require_causal_at
 from recallzoo.contract._report import NotGiven, Violation, describe_error
 from recallzoo.contract._subject import VOCAB_SIZE, Subject, call, require_close
 from recallzoo.mixers import Cache, Context, Mixer, MixerConfig, cache_parts, state_size
@@ -93,9 +94,12 @@ def deterministic(subject: Subject) -> str:
 
 
 def lengths(subject: Subject) -> str:
-    """Odd lengths and single tokens work; a prefix gives the prefix of the output."""
+    """Odd lengths and single tokens work; a prefix gives the prefix of the output, and in training,
+    where other lengths have other masks of dropout, does not see what follows."""
     mixer, x, tokens = subject.shaken(), subject.x(), subject.tokens()
     chosen = sorted({1, 2, 3, 5, subject.seq_len // 2, subject.seq_len - 1} - {0})
+    if mixer.causal:
+        require_causal_at(subject, [n for n in chosen if n < subject.seq_len])
     with torch.no_grad():
         whole = call(mixer, x, tokens)
         for n in chosen:

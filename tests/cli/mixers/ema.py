@@ -45,6 +45,11 @@ class LeakingLate(RunningMean):
         return torch.cat([y[:, :20], y[:, 21:], y[:, -1:]], dim=1) if x.shape[1] > 20 else y
 
 
+class LeakingLateInTraining(LeakingLate):
+    def forward(self, x):
+        return super().forward(x) if self.training else RunningMean.forward(self, x)
+
+
 class TokensAhead(nn.Module):
     """Reads tokens alone, without saying so, and in training the next one."""
 
