@@ -207,6 +207,15 @@ class HalfPrecisionWeights(NoStep):
         self.linear.half()
 
 
+class FreezesAPart(NoStep):
+    def __init__(self, d_model, max_seq_len):
+        super().__init__(d_model, max_seq_len)
+        self.features = nn.Linear(d_model, d_model).requires_grad_(False)
+
+    def forward(self, x):
+        return super().forward(self.features(x))
+
+
 class FailsInBfloat16(NoStep):
     def forward(self, x):
         if x.dtype == torch.bfloat16:

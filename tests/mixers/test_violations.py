@@ -54,6 +54,7 @@ def test_a_sound_mixer_of_ones_own_passes_every_check():
         ("DropsOutGlobally", "packs", "depends on what it is packed with|context.dropout(x, rate)"),
         ("AsksAndDropsOutGlobally", "packs", "depends on what it is packed with"),
         ("HalfPrecisionWeights", "constructs", "linear.weight is float16|float32"),
+        ("FreezesAPart", "constructs", "features.weight, module.features.bias|register_buffer"),
         ("FailsWhenBuilt", "constructs", "broken.py:|ZeroDivisionError: odd width"),
         ("TakesThreeInputs", "constructs", "forward(x, mask, context)|forward(self, x, context)"),
         ("NamesAParameterItLacks", "initialisation", "'module.filter'"),

@@ -18,6 +18,12 @@ STATE_KINDS = ("kv", "conv", "matrix", "index")
 def constructs(subject: Subject) -> str:
     """Builds at a width and length, with initial weights that are numbers."""
     mixer = subject.fresh()
+    frozen = [name for name, p in mixer.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise Violation(
+            f"requires_grad=False on {_listed(frozen)}, but training changes every parameter. "
+            f"Make what is to stay as it is a buffer, with register_buffer."
+        )
     for name, parameter in mixer.named_parameters():
         if parameter.dtype != torch.float32:
             raise Violation(
@@ -28,6 +34,13 @@ def constructs(subject: Subject) -> str:
             raise Violation(f"parameter {name} is not finite when initialised.")
     number = sum(parameter.numel() for parameter in mixer.parameters())
     return f"{number:,} parameters at width {subject.d_model}, length {subject.seq_len}"
+
+
+def _listed(parameters: list[str], most: int = 4) -> str:
+    """Names of parameters for a sentence, the first few of many."""
+    shown = ", ".join(parameters[:most])
+    more = f" and {len(parameters) - most} more" if len(parameters) > most else ""
+    return f"parameter{'s' if len(parameters) > 1 else ''} {shown}{more}"
 
 
 def output(subject: Subject) -> str:
