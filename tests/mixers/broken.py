@@ -216,6 +216,22 @@ class FreezesAPart(NoStep):
         return super().forward(self.features(x))
 
 
+class LeavesParametersOut(NoStep):
+    """Not `inner`: only at the start has it no gradient, while `gain` is 0."""
+
+    def __init__(self, d_model, max_seq_len):
+        super().__init__(d_model, max_seq_len)
+        self.spare = nn.Linear(d_model, d_model, bias=False)
+        self.behind = nn.Parameter(torch.ones(d_model))
+        self.inner = nn.Parameter(torch.ones(d_model))
+        self.gain = nn.Parameter(torch.zeros(d_model))
+        self.muted = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x):
+        gated = x * self.inner * self.gain + 0 * self.muted
+        return super().forward(x * self.behind.detach() + gated)
+
+
 class FailsInBfloat16(NoStep):
     def forward(self, x):
         if x.dtype == torch.bfloat16:

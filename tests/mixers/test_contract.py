@@ -30,6 +30,11 @@ def test_a_mixer_keeps_its_contract(config: MixerConfig):
     require(config, ALL_BUT_COMPILING)
 
 
+@pytest.mark.parametrize("name", [*registry])
+def test_a_gradient_reaches_every_parameter_of_a_mixer_under_its_defaults(name: str):
+    assert "no gradient" not in check_mixer(mixer(name), only=("initialisation",)).summary()
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize("config", SETTINGS, ids=str)
 def test_a_pack_of_a_mixer_compiles(config: MixerConfig):

@@ -103,6 +103,13 @@ def test_what_only_costs_speed_is_told_and_not_refused(name: str, check: str, wo
         assert part in judged.detail
 
 
+def test_parameters_that_no_gradient_reaches_are_named_without_failing():
+    report = report_on("LeavesParametersOut", only=("initialisation",))
+    assert report.passed, report.summary()
+    names = "module.behind, module.muted, module.spare.weight"
+    assert f"no gradient reached parameters {names}, counted" in report.summary()
+
+
 def test_what_cannot_be_judged_after_a_failure_is_said_to_be_unchecked():
     report = report_on("DropsAPosition")
     assert not report.passed

@@ -278,7 +278,8 @@ def measured_state(subject: Subject) -> dict[str, int]:
 
 
 def initialisation(subject: Subject) -> str:
-    """A model leaves the initial weights as they are, but for `out_proj`, which it rescales."""
+    """A model leaves the initial weights as they are, but for `out_proj`, which it rescales. Which
+    ones training would leave so as well is told."""
     kept: list[dict[str, Tensor]] = []
 
     class Recorded(MixerConfig):
@@ -310,7 +311,33 @@ def initialisation(subject: Subject) -> str:
                     rescaled.add(name)
                 if not torch.allclose(parameter, wanted, rtol=1e-6, atol=0.0):
                     raise Violation(f"{name} changes when the mixer is put into a model.")
-    return f"kept in a model; rescaled: {', '.join(sorted(rescaled)) or 'nothing'}"
+    untrained = _without_gradient(subject)
+    note = (
+        f"; in a pass in training no gradient reached {_listed(untrained)}, counted all the same"
+        if untrained
+        else ""
+    )
+    return f"kept in a model; rescaled: {', '.join(sorted(rescaled)) or 'nothing'}{note}"
+
+
+def _without_gradient(subject: Subject) -> list[str]:
+    """Parameters that a step of training would not move: left out of its graph or, weights being
+    random, with a gradient of 0."""
+    mixer = subject.shaken().train()
+    context = Context(tokens=subject.tokens(), dropout_key=torch.tensor(1234567))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        y = mixer(subject.x(), context)
+    total = (y * subject.x(seed=4)).sum() + sum(context.losses.values())
+    parameters = dict(mixer.named_parameters())
+    if not total.requires_grad:
+        return [*parameters]
+    gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
+    return [
+        name
+        for name, gradient in zip(parameters, gradients, strict=True)
+        if gradient is None or (subject.noise and gradient.numel() and not gradient.any())
+    ]
 
 
 def bfloat16(subject: Subject) -> str:

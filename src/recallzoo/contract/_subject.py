@@ -50,8 +50,8 @@ class Subject:
             return self.config.build(self.d_model, self.seq_len)
 
     @cached_property
-    def _noise(self) -> float:
-        """0 for a mixer that gives no numbers under noise, such as a root of 1 - weight^2."""
+    def noise(self) -> float:
+        """Of `shaken`: 0 for a mixer that gives no numbers under it, as a root of 1 - weight^2."""
         noisy = self._noisy(0, NOISE)
         return NOISE if torch.isfinite(call(noisy, self.x(), self.tokens())).all() else 0.0
 
@@ -65,7 +65,7 @@ class Subject:
 
     def shaken(self, seed: int = 0) -> Mixer:
         """The mixer with noise on its parameters."""
-        return self._noisy(seed, self._noise)
+        return self._noisy(seed, self.noise)
 
     def x(self, seed: int = 0, batch_size: int = BATCH_SIZE) -> Float[Tensor, "B T D"]:
         """Standard normal inputs."""
