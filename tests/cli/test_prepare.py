@@ -109,10 +109,39 @@ def test_a_source_that_could_not_be_read_keeps_none_out_of_the_folder_and_one_th
         return run_cli("prepare", corpus, "--out", tmp_path / "data", "--vocab-size", 300, *more)
 
     require_mistake(command(), "corpus.jsonl")
-    require_mistake(command(*FIELDS, "--valid-fraction", 1e-9), "valid")  # once all was read
     tenths = ("--valid-fraction", 0.1, "--test-fraction", 0.1)
-    require_mistake(command(*FIELDS, *tenths), "valid_fraction was 1e-09 and is now 0.1")
+    no_ids = ("--text-field", "body", "--id-field", "field")
+    require_mistake(command(*no_ids, *tenths), "books")  # once all was read
+    require_mistake(command(*FIELDS, *tenths), "id_field was 'field' and is now 'key'")
     assert command(*FIELDS, *tenths, "--overwrite").code == 0
+
+
+@pytest.mark.parametrize(
+    "advised",
+    [("--text-documents", "line"), ("--valid-fraction", 0, "--test-fraction", 0)],
+)
+def test_a_book_of_one_document_is_split_as_the_refusal_advises(run_cli, tmp_path, advised):
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"line {i} of this book\n" for i in range(1000)))
+
+    def command(*more):
+        return run_cli("prepare", book, "--out", tmp_path / "data", "--vocab-size", 300, *more)
+
+    require_mistake(
+        command(), "none of the corpus's 1 document.", "--valid-fraction", "--text-documents line"
+    )
+    outcome = command(*advised)
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_boundary_token_that_there_is_not_keeps_none_out_of_the_folder(run_cli, corpus, tmp_path):
+    def command(*more):
+        return run_cli("prepare", corpus, "--out", tmp_path / "data", "--vocab-size", 300, *FIELDS,
+                       "--valid-fraction", 0, "--test-fraction", 0.2, *more)  # fmt: skip
+
+    require_mistake(command("--boundary-token", "<end>"), "'<end>' is not in the vocabulary")
+    outcome = command()
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_misspelt_option_is_refused_with_its_near_name(run_cli, corpus, tmp_path):

@@ -218,7 +218,11 @@ def prepare(options: PrepareOptions, *, progress: bool = True) -> TokenData:
                 data = open_data(out)
                 require_same(plan, data.manifest["plan"], out)
             else:
-                data = _prepare(options, plan, inputs, ignored, progress)
+                try:
+                    data = _prepare(options, plan, inputs, ignored, progress)
+                except _NeverMade:
+                    remove_data(out)
+                    raise
             shutil.rmtree(out / WORK, ignore_errors=True)
     if options.count_pairs:
         count_pairs(
@@ -229,6 +233,11 @@ def prepare(options: PrepareOptions, *, progress: bool = True) -> TokenData:
             progress=progress,
         )
     return data
+
+
+class _NeverMade(UserError):
+    """What follows from the plan alone. Left in the folder, that would keep out the options that
+    the message asks for."""
 
 
 def _prepare(
@@ -267,7 +276,7 @@ def _prepare(
         skipped["repeated_id"] = repeated
     domains = sorted(documents["domain"].unique().to_list())
     if len(domains) > 2**16:
-        raise UserError(
+        raise _NeverMade(
             f"the corpus has {len(domains):,} domains, at most 65,536 are possible. Name another "
             f"field with --domain-field."
         )
@@ -275,7 +284,7 @@ def _prepare(
     for name in _split_names(options):
         of_split = documents.filter(documents["split"] == name)
         if of_split.is_empty():
-            raise UserError(_empty_split(name, len(documents), options))
+            raise _NeverMade(_empty_split(name, len(documents), options, inputs))
         splits[name] = write_split(
             out / name, of_split, domains, parts, options.shard_tokens, dtype, progress
         )
@@ -391,13 +400,13 @@ def _boundary(options: PrepareOptions, encoder: Encoder) -> Boundary:
         return Boundary("none", None, None)
     token = options.boundary_token or encoder.default_boundary(options.boundary)
     if token is None:
-        raise UserError(
+        raise _NeverMade(
             f"tokenizer {encoder.origin!r} does not say which token ends (or begins) a text. Name "
             f"one of its tokens with --boundary-token, or choose --boundary none."
         )
     id_ = encoder.id_of(token)
     if id_ is None:
-        raise UserError(
+        raise _NeverMade(
             f"boundary token {token!r} is not in the vocabulary of tokenizer {encoder.origin!r}."
         )
     return Boundary(options.boundary, token, id_)
@@ -411,14 +420,23 @@ def _split_names(options: PrepareOptions) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if wanted[name])
 
 
-def _empty_split(name: str, num_documents: int, options: PrepareOptions) -> str:
+def _empty_split(
+    name: str, num_documents: int, options: PrepareOptions, inputs: Sequence[Input]
+) -> str:
     if not options.sources:
         return f"the sources of --{name} hold no document with any text in it."
+    whole_files = options.text_documents == "file" and any(i.file.kind == "text" for i in inputs)
+    pieces = (
+        " A plain text file is one document; --text-documents line or paragraph makes more of it."
+        if whole_files
+        else ""
+    )
+    if name == "train":
+        return f"split 'train' got no document: lower --valid-fraction and --test-fraction.{pieces}"
     return (
-        f"split {name!r} got none of the corpus's {num_documents:,} documents. Give it a larger "
-        f"share with --{name}-fraction, or 0 for no such split."
-        if name != "train"
-        else "split 'train' got no document: lower --valid-fraction and --test-fraction."
+        f"split {name!r} got none of the corpus's {num_documents:,} "
+        f"document{'' if num_documents == 1 else 's'}. Give it a larger share with "
+        f"--{name}-fraction, or 0 for no such split.{pieces}"
     )
 
 
