@@ -56,6 +56,14 @@ def test_every_command_has_the_options_that_were_agreed_on(run_cli, name):
     assert sorted(set(found)) == OPTIONS[name].split()
 
 
+@pytest.mark.parametrize("name", [name for name in known_commands() if "no-" in OPTIONS[name]])
+def test_an_option_that_says_no_is_explained_as_what_is_not_done(run_cli, name):
+    explained = run_cli(name, "--help").out.partition("--no-")[2].split("--no-")
+    for text in explained:
+        assert re.match(r"\S+ +(Do not|Leave) ", text), text
+        assert "default: True" not in text
+
+
 def test_a_near_command_is_suggested(run_cli):
     require_mistake(run_cli("reprot"), "'reprot'", "Did you mean 'report'")
 

@@ -97,10 +97,10 @@ class PretrainOptions:
     """Write metrics for TensorBoard as well, to OUT/tensorboard."""
     stop_after_minutes: float | None = None
     """Save and stop after this time; the same command goes on later."""
-    export: bool = True
-    """Write OUT/model in Hugging Face form at the end."""
-    verify_data: bool = True
-    """Read all of the data once and compare checksums before training (1 to 2 GB/s)."""
+    export: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    """Do not write OUT/model in Hugging Face form at the end."""
+    verify_data: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    """Do not compare checksums before training, for which all data is read once (1 to 2 GB/s)."""
 
     def __post_init__(self) -> None:
         lengths = [name for name in ("steps", "tokens", "epochs") if getattr(self, name)]

@@ -16,7 +16,7 @@ examples:
 
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -35,7 +35,7 @@ class Options(PrepareOptions):
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders or hf:NAME:CONFIG:SPLIT, to be split by a hash of document ids. Or give the
     splits themselves with --train, --valid and --test."""
-    count_pairs: bool = True
+    count_pairs: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
     """Leave the training split's adjacent pairs uncounted; AR hits need them."""
 
     def __post_init__(self) -> None:
