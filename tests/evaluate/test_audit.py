@@ -284,6 +284,21 @@ def test_a_recallzoo_checkpoint_is_audited_like_any_other_model(here, data, tmp_
         run(here, tmp_path / "out2", models=(str(tmp_path / "own"),), context=65)
 
 
+@pytest.mark.parametrize(
+    ("name", "count"), [("selective_attention_topk", 1), ("sliding_window", 0)]
+)
+def test_a_model_that_looks_ahead_is_told(name, count, here, data, tmp_path):
+    config = ModelConfig(mixers=(mixer("base_conv"), mixer(name)), d_model=16)
+    model = LanguageModel(config, vocab_size=data.vocab_size, max_seq_len=64)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    export(
+        tmp_path / "own", config, weights, vocab_size=data.vocab_size, context=64,
+        tokenizer_folder=data.tokenizer_folder,
+    )  # fmt: skip
+    notes = run(here, tmp_path / "out", models=(str(tmp_path / "own"),)).about["notes"]
+    assert sum("own looks ahead (selective_attention_topk)" in note for note in notes) == count
+
+
 def test_several_references_are_kept_apart(here, data, tmp_path):
     make_model(tmp_path / "c", data.tokenizer_folder, 4)
     done = run(here, tmp_path / "out", "a", reference=(str(here / "b"), str(tmp_path / "c")))

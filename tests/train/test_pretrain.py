@@ -148,6 +148,16 @@ def test_products_that_the_cpu_emulates_are_told(data, tmp_path, monkeypatch):
         assert sum("--precision fp32" in note for note in notes) == count
 
 
+@pytest.mark.parametrize(("name", "count"), [("topk", 1), ("learned", 0)])
+def test_a_model_that_looks_ahead_is_told(name, count, data, tmp_path, capsys):
+    preset = f"base_conv_{name}-70m"
+    given = options(data, tmp_path, preset=preset, num_layers=2, steps=1, valid_every=0)
+    notes = pretrain(given)["notes"]
+    told = f"selective_attention_topk looks ahead: losses of {preset} are not comparable"
+    assert sum(told in note for note in notes) == count
+    assert capsys.readouterr().err.count(told) == count
+
+
 def test_memory_that_does_not_suffice_halves_the_micro_batch_and_is_told(
     data, whole, tmp_path, monkeypatch
 ):

@@ -36,6 +36,7 @@ from recallzoo.evaluate.causal_lm import (
     bos_of,
     find_model,
     load_model,
+    looks_ahead,
     require_context,
     require_ids,
 )
@@ -276,6 +277,11 @@ def _notes(
             notes.append(
                 f"{source.name} has no slices, only bits per byte: {why}. Counts of a corpus "
                 f"prepared with its tokenizer (--counts) would give it slices."
+            )
+        if ahead := looks_ahead(source):
+            notes.append(
+                f"{source.name} looks ahead ({', '.join(ahead)}): its losses and perplexities are "
+                f"not comparable with those of causal models."
             )
         if options.bos == "none" and adds_bos(source):
             notes.append(

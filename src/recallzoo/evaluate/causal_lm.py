@@ -20,7 +20,7 @@ from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.evaluate.audit_options import DtypeName
 from recallzoo.evaluate.audit_store import valid_name
 from recallzoo.files import read_json
-from recallzoo.mixers import require_named
+from recallzoo.mixers import require_named, stored_that_look_ahead
 from recallzoo.result import PRETRAINING_RUN
 from recallzoo.text import tokenizer_hash
 from recallzoo.text._checksums import digest_of, sha256_of
@@ -211,6 +211,11 @@ def adds_bos(source: ModelSource) -> bool:
     return bool(ids) and ids[0] == source.encoder.id_of(token)
 
 
+def looks_ahead(source: ModelSource) -> list[str]:
+    """Mixers of the model that look ahead."""
+    return stored_that_look_ahead(_described_mixers(source.config))
+
+
 def require_context(source: ModelSource, context: int) -> None:
     """UserError if a model cannot see that many tokens."""
     most = source.max_positions
@@ -233,10 +238,13 @@ def require_ids(source: ModelSource, model: nn.Module, largest_id: int) -> None:
 
 
 def _require_named_mixers(config: dict[str, Any], given: Path) -> None:
+    is_run = (given / PRETRAINING_RUN).is_file()
+    require_named(_described_mixers(config), given if is_run else None)
+
+
+def _described_mixers(config: dict[str, Any]) -> Any:
     described = config.get("model") if config.get("model_type") == "recallzoo" else None
-    if isinstance(described, dict):
-        is_run = (given / PRETRAINING_RUN).is_file()
-        require_named(described.get("mixers"), given if is_run else None)
+    return described.get("mixers") if isinstance(described, dict) else None
 
 
 def _folder_of(path: str) -> Path:

@@ -1,6 +1,13 @@
 """Sequence mixers, one file each."""
 
-from recallzoo.mixers._configure import MixerConfig, mixer, mixer_class, option_types, registry
+from recallzoo.mixers._configure import (
+    MixerConfig,
+    mixer,
+    mixer_class,
+    option_types,
+    registry,
+    that_look_ahead,
+)
 from recallzoo.mixers._contract import (
     HAS_TRITON,
     Cache,
@@ -12,7 +19,14 @@ from recallzoo.mixers._contract import (
     select_positions,
     state_size,
 )
-from recallzoo.mixers._own import copy_sources, located, own_copy, require_named, use_mixer
+from recallzoo.mixers._own import (
+    copy_sources,
+    located,
+    own_copy,
+    require_named,
+    stored_that_look_ahead,
+    use_mixer,
+)
 from recallzoo.options import OptionValue
 
 __all__ = [
@@ -35,5 +49,7 @@ __all__ = [
     "require_named",
     "select_positions",
     "state_size",
+    "stored_that_look_ahead",
+    "that_look_ahead",
     "use_mixer",
 ]

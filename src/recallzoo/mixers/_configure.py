@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def mixer(name: str, **options: OptionValue) -> MixerConfig:
         for option, (wanted, default) in known.items()
     }
     return MixerConfig(name, tuple(sorted(chosen.items())), source_sha256)
+
+
+def that_look_ahead(mixers: Iterable[MixerConfig]) -> list[str]:
+    """Names of those that look ahead by their own definition: a language model of them has a loss
+    that no causal one's compares with."""
+    ahead = {one.name for one in mixers if not getattr(one.find_class(), "causal", True)}
+    return sorted(name.rsplit(":", 1)[-1] for name in ahead)
 
 
 def option_types(cls: type) -> dict[str, tuple[Any, OptionValue]]:

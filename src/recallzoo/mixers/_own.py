@@ -8,12 +8,13 @@ the file, and it has to be the very one that the model was trained with.
 import dataclasses
 import hashlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from recallzoo.errors import UserError
 from recallzoo.files import atomic_file
-from recallzoo.mixers._configure import MixerConfig, mixer
+from recallzoo.mixers._configure import MixerConfig, mixer, that_look_ahead
 from recallzoo.mixers._user_file import loaded
 
 REMOTE_MODULE = "modeling_recallzoo"
@@ -48,11 +49,20 @@ def require_named(mixers: Any, run: Path | None = None) -> None:
 
     run   the folder of a pretraining run: the error then names the copy of the file in it
     """
+    for config in _stored(mixers):
+        located(config, run)
+
+
+def stored_that_look_ahead(mixers: Any) -> list[str]:
+    """`that_look_ahead` for mixers as a stored model describes them."""
+    return that_look_ahead(map(located, _stored(mixers)))
+
+
+def _stored(mixers: Any) -> Iterator[MixerConfig]:
     for one in mixers if isinstance(mixers, list) else ():
         if isinstance(one, dict) and isinstance(one.get("name"), str):
             sha256 = one.get("source_sha256")
-            config = MixerConfig(one["name"], (), sha256 if isinstance(sha256, str) else None)
-            located(config, run)
+            yield MixerConfig(one["name"], (), sha256 if isinstance(sha256, str) else None)
 
 
 def own_copy(run: Path, name: str, sha256: str | None) -> str | None:

@@ -32,7 +32,7 @@ from recallzoo.devices import SLOW_BFLOAT16, emulates_bfloat16, is_out_of_memory
 from recallzoo.errors import RecallzooError, StoreError, UserError
 from recallzoo.files import atomic_file, read_json, remove_leftovers, write_json
 from recallzoo.interrupts import allow
-from recallzoo.mixers import copy_sources
+from recallzoo.mixers import copy_sources, that_look_ahead
 from recallzoo.options import fits
 from recallzoo.provenance import environment
 from recallzoo.text import open_data
@@ -176,6 +176,11 @@ class _Run:
             self.progress.warned(
                 f"--parallel {options.parallel} shares out nothing here: this is one process. "
                 f"torchrun starts several"
+            )
+        if ahead := that_look_ahead(plan.preset.model.layer_mixers()):
+            self.progress.warned(
+                f"{', '.join(ahead)} looks ahead: losses of {plan.preset.name} are not comparable "
+                f"with those of causal models"
             )
         sinks: list[Any] = []
         if processes.is_first:
