@@ -119,6 +119,38 @@ def data_words(grid: list[Cell]) -> list[str]:
     ]
 
 
+def mixer_words(grid: list[Cell]) -> list[str]:
+    """For each cell what its mixers have, such as `window=4`, that those of others of equal label
+    and sizes have not; "" where these say all."""
+    options = [_mixer_options(cell) for cell in grid]
+    places = [json.dumps([cell.label, cell.sizes]) for cell in grid]
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for place, own in zip(places, options, strict=True):
+        alike[place].append(own)
+    words = []
+    for place, own in zip(places, options, strict=True):
+        others = alike[place]
+        named = ["mixers"] if "mixers" in differing(others) else []
+        telling = differing([other for other in others if other["mixers"] == own["mixers"]])
+        words.append(", ".join(f"{name}={own.get(name)}" for name in [*named, *sorted(telling)]))
+    return words
+
+
+def _mixer_options(cell: Cell) -> dict[str, str]:
+    """Names of the mixers, and each option: one value if it is all layers', else theirs in turn."""
+    mixers = json.loads(cell.config["model.mixers"])
+    values: dict[str, list[str]] = defaultdict(list)
+    for one in mixers:
+        for name, value in one["options"]:
+            values[name].append(str(value))
+        if one.get("source_sha256"):
+            values["source"].append(one["source_sha256"][:8])
+    return {
+        "mixers": " + ".join(one["name"] for one in mixers),
+        **{name: own[0] if len(set(own)) == 1 else "+".join(own) for name, own in values.items()},
+    }
+
+
 def _data_sizes(cell: Cell) -> str:
     return json.dumps({name: size for name, size in cell.sizes.items() if name != "width"})
 

@@ -163,6 +163,29 @@ def test_mixers_of_one_label_are_told_apart():
     ]
 
 
+def test_the_printed_table_tells_mixers_of_one_label_apart_and_names_what_differs_alone():
+    def printed(*runs: Result) -> list[list[str]]:
+        told = io.StringIO()
+        print_table(list(runs), told)
+        return [line.split() for line in told.getvalue().splitlines()]
+
+    head, *lines = printed(
+        result("base_conv", label="x", kernel_size=4),
+        result("base_conv", label="x", kernel_size=30),
+        result("h3", label="x"),
+        result("attention", label="y"),
+    )
+    assert head[:3] == ["model", "mixers", "task"]
+    assert [line[1:3] for line in lines[:2]] == [
+        ["mixers=base_conv,", "kernel_size=4"],
+        ["mixers=base_conv,", "kernel_size=30"],
+    ]
+    assert lines[2][1:3] == ["mixers=h3", "mqar"]
+    assert lines[3][:2] == ["y", "mqar"]
+    widths = [result("base_conv", kernel_size=width, width=width) for width in (64, 128)]
+    assert printed(*widths)[0][:2] == ["model", "task"]
+
+
 def test_a_mixer_keeps_its_colour_in_every_company():
     alone = colours(labels_of(entries([result("h3")])))["h3"]
     together = colours(labels_of(entries(figure2(widths=[64], seeds=[0], rates=[1e-3]))))

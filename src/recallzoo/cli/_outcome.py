@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recallzoo.cells import Cell, cells, data_words, rates_text
+from recallzoo.cells import Cell, cells, data_words, mixer_words, rates_text
 from recallzoo.result import Result
 
 TABLE_WIDTH = 120
@@ -29,6 +29,9 @@ def print_table(results: list[Result], stream: TextIO) -> None:
     columns = list(dict.fromkeys(column for cell in rows for column in cell.sizes))
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
+    mixers = mixer_words(rows)
+    if any(mixers):
+        table.add_column("mixers", overflow="fold")
     for column in columns:
         table.add_column(Text(column), justify="left" if column == "task" else "right")
     words = data_words(rows)
@@ -39,9 +42,10 @@ def print_table(results: list[Result], stream: TextIO) -> None:
     for column in ("best lr", "test accuracy", "seeds"):
         table.add_column(column, justify="right")
     table.add_column("runs", overflow="fold")
-    for cell, data in zip(rows, words, strict=True):
+    for cell, own, data in zip(rows, mixers, words, strict=True):
         row = (
             cell.label,
+            *((own,) if any(mixers) else ()),
             *(cell.sizes.get(column, "") for column in columns),
             *((data,) if any(words) else ()),
             *(str(cell.config.get(name, "")) for name in more),
