@@ -64,7 +64,8 @@ def ladder(
     """MQAR over rising lengths and widths, for any mixers: where does each one stop?
 
     Args:
-        mixers: Registered mixers, or path/to/file.py:Class.
+        mixers: Registered mixers, or path/to/file.py:Class. base_conv has one filter of 3 taps and
+            one as long as the input, as in Figure 2.
         size: small takes minutes on a CPU; full has the paper's lengths and widths, for a GPU.
         seq_lens: Lengths of the examples, in tokens. By size if not given.
         num_pairs: Key-value pairs in an example, one number for each length. By size, or an
@@ -101,11 +102,12 @@ def ladder(
                 valid=1_000,
                 test=2_000,
             ),
-            model=ModelConfig(mixers=(mixer(name),), d_model=width, position="learned"),
+            model=_model(name, width),
             optimizer=Optimizer(learning_rate=learning_rate),
             budget=Budget(num_epochs=num_epochs, batch_size=chosen.batch_size),
             seed=seed,
             precision=chosen.precision if precision is None else precision,
+            label=name if name == "base_conv" else "",
         )
         for name in mixers
         for seq_len, pairs in zip(seq_lens, num_pairs, strict=True)
@@ -113,3 +115,12 @@ def ladder(
         for learning_rate in learning_rates
         for seed in seeds
     ]
+
+
+def _model(name: str, width: int) -> ModelConfig:
+    """Two layers of a mixer. Two short filters alone would see 5 tokens of the whole input, so that
+    a gated convolution beside a user's mixer would tell nothing of gated convolutions."""
+    if name == "base_conv":
+        mixers = (mixer(name), mixer(name, kernel_size=-1))
+        return ModelConfig(mixers=mixers, d_model=width)
+    return ModelConfig(mixers=(mixer(name),), d_model=width, position="learned")
