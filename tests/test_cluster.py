@@ -24,6 +24,7 @@ from recallzoo.executors import on_ray
 from recallzoo.executors._lanes import Lanes, Seat
 from recallzoo.files import read_json
 from recallzoo.mixers import mixer
+from recallzoo.mixers._user_file import import_file
 from recallzoo.model import ModelConfig
 from recallzoo.result import Result
 from recallzoo.run import Budget
@@ -36,6 +37,7 @@ from tests.text.shards import write_data, zipf_documents
 
 pytestmark = pytest.mark.slow
 SECONDS_LEFT = 5.0
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 HUNGRY = """
 import torch
@@ -105,6 +107,18 @@ def table(folder: Path) -> pl.DataFrame:
 
 def metrics(folder: Path) -> dict[str, str]:
     return {path.parent.name: path.read_text() for path in folder.glob("runs/*/metrics.jsonl")}
+
+
+def test_workers_know_a_task_of_the_users_own(ray, tmp_path):
+    source = (REPOSITORY / "tests" / "tasks" / "own.py").read_text()
+    (tmp_path / "own.py").write_text(source)
+    of = import_file(tmp_path / "own.py").First(seq_len=8, vocab_size=16)
+    (tmp_path / "own.py").unlink()  # what was read holds, here and there
+    run = dataclasses.replace(RUNS[0], data=Data.of(of, train=64, valid=16, test=16))
+    (here,) = sweep([run], Store(tmp_path / "here"), Notes(), SweepOptions(**OPTIONS))
+    (there,) = sweep([run], Store(tmp_path / "ray"), Notes(), SweepOptions(**ON_RAY))
+    assert there.hash == here.hash == run.hash
+    assert there.test_accuracy == here.test_accuracy
 
 
 def test_packs_that_share_a_device_and_a_worker_killed_change_nothing_in_the_table(ray, tmp_path):

@@ -16,6 +16,7 @@ from recallzoo._version import __version__
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
 from recallzoo.executors.devices import free_memory, memory_for_packs
+from recallzoo.mixers._user_file import module_of
 from recallzoo.run import Run
 from recallzoo.store import Store
 from recallzoo.train.packed import Pack, PackOptions
@@ -47,6 +48,8 @@ class WorkerOptions:
     most_devices: int | None
     version: str
     """Of recallzoo where the sweep was started."""
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Path and content of a user's recipe, whose classes the runs may hold: tasks of their own."""
 
 
 class PackWorker:
@@ -57,6 +60,8 @@ class PackWorker:
 
     def __init__(self, options: WorkerOptions, mailbox: Any) -> None:
         self._options, self._mailbox = options, mailbox
+        for path, source in options.files:  # before a pack arrives that is made of them
+            module_of(source, Path(path))
         _limit_compile_threads(_threads_here(options))
         if options.device == "cuda":
             torch.cuda.init()  # a machine that cannot is told of before it has a pack

@@ -25,6 +25,7 @@ from recallzoo.executors._contract import Halve, NamedPack, Watcher
 from recallzoo.executors._lanes import Lanes, Seat
 from recallzoo.executors._worker import Outcome, PackWorker, WorkerOptions, memory_on_worker
 from recallzoo.executors.devices import expected_cost, runs_that_fit
+from recallzoo.mixers._user_file import loaded_files
 from recallzoo.run import Run
 from recallzoo.store import Store
 from recallzoo.train.packed import Progress
@@ -187,6 +188,7 @@ class RayExecutor:
             packs_per_device=self._options.packs_per_device,
             most_devices=self._options.most_devices,
             version=__version__,
+            files=loaded_files(),
         )
         # A lost pack is handed out again here rather than by Ray, so that it is told of.
         worker = self._ray.remote(max_restarts=0, max_task_retries=0)(PackWorker)

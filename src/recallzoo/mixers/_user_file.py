@@ -8,6 +8,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import linecache
 import sys
 import types
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ def loaded(sha256: str | None) -> tuple[types.ModuleType, bytes] | None:
     return _loaded.get(sha256 or "")
 
 
+def loaded_files() -> tuple[tuple[str, bytes], ...]:
+    """Path and content of all that was imported here, for another process to import as well."""
+    return tuple((str(module.__file__), source) for module, source in _loaded.values())
+
+
 def module_of(source: bytes, path: Path) -> types.ModuleType:
     """The module of a file with this content."""
     sha256 = hashlib.sha256(source).hexdigest()
@@ -48,6 +54,9 @@ def module_of(source: bytes, path: Path) -> types.ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    # Without a time of change it is kept: source of a class is what was read, wherever that lies.
+    lines = source.decode(errors="replace").splitlines(keepends=True)
+    linecache.cache[str(path)] = (len(source), None, lines, str(path))
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
