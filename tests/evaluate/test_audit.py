@@ -20,7 +20,7 @@ from recallzoo.evaluate.token_text import TokenText
 from recallzoo.hub import export
 from recallzoo.mixers import mixer
 from recallzoo.model import LanguageModel, ModelConfig
-from recallzoo.text import PAPER_RATE
+from recallzoo.text import PAPER_RATE, TokenData
 from tests.evaluate.auditing import RATES, run
 from tests.evaluate.making import make_data, make_model
 from tests.text import corpora
@@ -265,15 +265,21 @@ def test_shares_of_an_advantage_are_said_to_be_that(here, tmp_path):
         assert said == (audited.about["models"][0]["name"] == better)
 
 
-def test_a_recallzoo_checkpoint_is_audited_like_any_other_model(here, data, tmp_path):
-    config = ModelConfig(mixers=(mixer("attention"), mixer("base_conv")), d_model=16)
-    torch.manual_seed(0)
+def exported(folder: Path, config: ModelConfig, data: TokenData) -> LanguageModel:
+    """A model of ours with the tokenizer of the data, and its export into a folder."""
     model = LanguageModel(config, vocab_size=data.vocab_size, max_seq_len=64)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     export(
-        tmp_path / "own", config, weights, vocab_size=data.vocab_size, context=64,
+        folder, config, weights, vocab_size=data.vocab_size, context=64,
         tokenizer_folder=data.tokenizer_folder,
     )  # fmt: skip
+    return model
+
+
+def test_a_recallzoo_checkpoint_is_audited_like_any_other_model(here, data, tmp_path):
+    config = ModelConfig(mixers=(mixer("attention"), mixer("base_conv")), d_model=16)
+    torch.manual_seed(0)
+    model = exported(tmp_path / "own", config, data)
     done = run(
         here, tmp_path / "out", models=(str(tmp_path / "own"),), reference=(str(here / "a"),)
     )
@@ -289,12 +295,7 @@ def test_a_recallzoo_checkpoint_is_audited_like_any_other_model(here, data, tmp_
 )
 def test_a_model_that_looks_ahead_is_told(name, count, here, data, tmp_path):
     config = ModelConfig(mixers=(mixer("base_conv"), mixer(name)), d_model=16)
-    model = LanguageModel(config, vocab_size=data.vocab_size, max_seq_len=64)
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    export(
-        tmp_path / "own", config, weights, vocab_size=data.vocab_size, context=64,
-        tokenizer_folder=data.tokenizer_folder,
-    )  # fmt: skip
+    exported(tmp_path / "own", config, data)
     notes = run(here, tmp_path / "out", models=(str(tmp_path / "own"),)).about["notes"]
     assert sum("own looks ahead (selective_attention_topk)" in note for note in notes) == count
 

@@ -62,8 +62,10 @@ class AuditText:
         the same id."""
         if self.boundary.position == "none":
             return np.zeros(len(position), dtype=bool)
-        last = np.diff(self.document_offsets)[document] - 1
-        return position == (last if self.boundary.position == "end" else 0)
+        if self.boundary.position == "start":
+            return position == 0
+        offsets = self.document_offsets
+        return position == offsets[document + 1] - offsets[document] - 1
 
     @functools.cached_property
     def largest_id(self) -> int:

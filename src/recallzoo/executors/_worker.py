@@ -49,7 +49,7 @@ class WorkerOptions:
     version: str
     """Of recallzoo where the sweep was started."""
     files: tuple[tuple[str, bytes], ...] = ()
-    """Path and content of a user's recipe, whose classes the runs may hold: tasks of their own."""
+    """Path and content of the files that tasks of a user's own are from."""
 
 
 class PackWorker:

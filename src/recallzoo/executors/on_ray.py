@@ -25,7 +25,7 @@ from recallzoo.executors._contract import Halve, NamedPack, Watcher
 from recallzoo.executors._lanes import Lanes, Seat
 from recallzoo.executors._worker import Outcome, PackWorker, WorkerOptions, memory_on_worker
 from recallzoo.executors.devices import expected_cost, runs_that_fit
-from recallzoo.mixers._user_file import loaded_files
+from recallzoo.mixers._user_file import files_of
 from recallzoo.run import Run
 from recallzoo.store import Store
 from recallzoo.train.packed import Progress
@@ -118,7 +118,7 @@ class RayExecutor:
     def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
         several = self.num_devices * self._options.packs_per_device > 1
         waiting = longest_first(packs) if several else list(packs)
-        training, losses, lanes = dict[Any, _Training](), _Losses(store), self._lanes(store)
+        training, losses, lanes = dict[Any, _Training](), _Losses(store), self._lanes(store, packs)
         number, last_sign, has_time = 0, time.monotonic(), True
         try:
             while waiting or training:
@@ -179,7 +179,8 @@ class RayExecutor:
         deadline = self._options.deadline
         return None if deadline is None else deadline - time.monotonic()
 
-    def _lanes(self, store: Store) -> Lanes:
+    def _lanes(self, store: Store, packs: list[NamedPack]) -> Lanes:
+        tasks = {type(s.task) for _, runs in packs for r in runs for s in r.data.segments}
         options = WorkerOptions(
             folder=str(store.folder.resolve()),
             device=self.device,
@@ -188,7 +189,7 @@ class RayExecutor:
             packs_per_device=self._options.packs_per_device,
             most_devices=self._options.most_devices,
             version=__version__,
-            files=loaded_files(),
+            files=files_of(tasks),
         )
         # A lost pack is handed out again here rather than by Ray, so that it is told of.
         worker = self._ray.remote(max_restarts=0, max_task_retries=0)(PackWorker)

@@ -11,7 +11,7 @@ import importlib.util
 import linecache
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from recallzoo.errors import UserError
@@ -38,9 +38,12 @@ def loaded(sha256: str | None) -> tuple[types.ModuleType, bytes] | None:
     return _loaded.get(sha256 or "")
 
 
-def loaded_files() -> tuple[tuple[str, bytes], ...]:
-    """Path and content of all that was imported here, for another process to import as well."""
-    return tuple((str(module.__file__), source) for module, source in _loaded.values())
+def files_of(classes: Iterable[type]) -> tuple[tuple[str, bytes], ...]:
+    """Path and content of the files that these classes were imported from here, for another process
+    to import them as well; none of classes from elsewhere."""
+    wanted = {cls.__module__ for cls in classes}
+    found = [one for one in _loaded.values() if one[0].__name__ in wanted]
+    return tuple((str(module.__file__), source) for module, source in found)
 
 
 def module_of(source: bytes, path: Path) -> types.ModuleType:

@@ -188,9 +188,7 @@ def _make_segment(segment: Segment, split: Split, seed: int, known: Int[Tensor, 
     """Rows 0..n-1, those that are known replaced, in order, by later rows that are not."""
     task, n = segment.task, segment.num_examples
     rows = torch.arange(n, device=known.device)
-    batch = task.sample(rows, seed)
-    if source_sha256(type(task)) is not None:
-        require_batch(task, batch, n)
+    batch = _sample(task, rows, seed)
     if len(known) == 0:
         return batch
     taken = torch.isin(row_hashes(batch.tokens), known).nonzero().squeeze(1)
@@ -213,4 +211,12 @@ def _make_segment(segment: Segment, split: Split, seed: int, known: Int[Tensor, 
         found += len(fresh[-1])
         drawn += count
     rows[taken] = torch.cat(fresh)[: len(taken)]
-    return task.sample(rows, seed)
+    return _sample(task, rows, seed)
+
+
+def _sample(task: Task, rows: Int[Tensor, "B"], seed: int) -> Batch:
+    """Examples; a user's own task is held to what it says of them."""
+    batch = task.sample(rows, seed)
+    if source_sha256(type(task)) is not None:
+        require_batch(task, batch, len(rows))
+    return batch

@@ -11,6 +11,8 @@ from recallzoo.errors import InvalidConfig
 from recallzoo.tasks._configure import registry
 from recallzoo.tasks._contract import Batch, Task
 
+_NOT_OWN = ("recallzoo", "builtins", "abc", "typing")
+
 
 @functools.cache
 def source_sha256(cls: type[Task]) -> str | None:
@@ -23,7 +25,7 @@ def source_sha256(cls: type[Task]) -> str | None:
     """
     if cls.name in registry and registry[cls.name] is cls:
         return None
-    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("recallzoo", *_PYTHON)]
+    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in _NOT_OWN]
     try:
         source = "\n".join(inspect.getsource(c) for c in own)
     except (OSError, TypeError) as error:
@@ -32,9 +34,6 @@ def source_sha256(cls: type[Task]) -> str | None:
             f"could not be told from another's. Define it in a file."
         ) from error
     return hashlib.sha256(source.encode()).hexdigest()
-
-
-_PYTHON = ("builtins", "abc", "typing")
 
 
 def require_own_name(task: Task) -> None:
