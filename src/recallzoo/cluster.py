@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,12 @@ def connected(
         yield ray
     finally:
         ray.shutdown()
+
+
+def is_connected() -> bool:
+    """Whether `connected` would yield a cluster that is connected already."""
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _require_answer(address: str) -> None:

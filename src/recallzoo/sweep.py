@@ -31,6 +31,8 @@ from recallzoo.train._compiling import whether_to_compile
 from recallzoo.train.packed import checkpoint_members
 
 MOST_PACKS_PER_DEVICE = 64
+_OF_RAY = {"ray_address": None, "devices": None, "packs_per_device": 1, "device_sharing": "auto"}
+"""Options that a sweep in one process would ignore, and their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,16 @@ class SweepOptions:
     """Most devices of the cluster to use at once; None uses all."""
     packs_per_device: int = 1
     """Packs that share a device of the cluster: one trains while another compiles."""
+    device_sharing: Literal["auto", "mps", "turns"] = "auto"
+    """How these packs share a GPU: at once, through NVIDIA's Multi-Process Service, or in turns.
+    auto: at once, where the service starts and the cluster is made for the sweep."""
     seconds: float | None = None
     """Time after which no pack is begun, and those in training stop at a checkpoint."""
 
     def __post_init__(self) -> None:
         if self.executor not in ("local", "ray"):
             raise InvalidConfig(f"executor={self.executor!r} must be 'local' or 'ray'.")
-        for name, default in (("ray_address", None), ("devices", None), ("packs_per_device", 1)):
+        for name, default in _OF_RAY.items():
             if self.executor != "ray" and getattr(self, name) != default:
                 raise InvalidConfig(
                     f"{name}={getattr(self, name)!r} would be ignored by this process. Choose the "
@@ -72,6 +77,15 @@ class SweepOptions:
             raise InvalidConfig(
                 f"packs_per_device={self.packs_per_device} must be from 1 to "
                 f"{MOST_PACKS_PER_DEVICE}."
+            )
+        if self.device_sharing not in ("auto", "mps", "turns"):
+            raise InvalidConfig(
+                f"device_sharing={self.device_sharing!r} must be 'auto', 'mps' or 'turns'."
+            )
+        if self.device_sharing == "mps" and (self.packs_per_device == 1 or self.device == "cpu"):
+            raise InvalidConfig(
+                "device_sharing='mps' would be ignored: it is for several packs on one GPU. Set "
+                "packs_per_device, or leave it out."
             )
         if self.max_pack_size is not None and self.max_pack_size < 1:
             raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")
@@ -178,6 +192,7 @@ def _recorded(
         device=executor.device,
         num_devices=executor.num_devices,
         packs_per_device=options.packs_per_device,
+        device_sharing=executor.sharing,
         max_pack_size=options.max_pack_size,
         num_runs=len(runs),
         num_runs_trained=0,
@@ -202,6 +217,7 @@ def _executor(options: SweepOptions, started: float) -> Iterator[Executor]:
         device=options.device,
         most_devices=options.devices,
         packs_per_device=options.packs_per_device,
+        sharing=options.device_sharing,
         compiled=options.compiled,
         checkpoint_seconds=options.checkpoint_seconds,
         deadline=deadline,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from recallzoo.result import Result
 from recallzoo.run import Run
@@ -52,6 +52,12 @@ class Executor(Protocol):
     @property
     def num_devices(self) -> int:
         """How many of them it uses at once."""
+        ...
+
+    @property
+    def sharing(self) -> Literal["mps", "turns"] | None:
+        """How packs share a GPU: at once, through NVIDIA's Multi-Process Service, or in turns;
+        None where they do not."""
         ...
 
     def runs_that_fit(self, run: Run) -> int:

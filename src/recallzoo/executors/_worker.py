@@ -15,6 +15,7 @@ import torch
 from recallzoo._version import __version__
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
+from recallzoo.executors import _mps
 from recallzoo.executors.devices import free_memory, memory_for_packs
 from recallzoo.mixers._user_file import module_of
 from recallzoo.run import Run
@@ -63,6 +64,7 @@ class PackWorker:
         for path, source in options.files:  # before a pack arrives that is made of them
             module_of(source, Path(path))
         _limit_compile_threads(_threads_here(options))
+        _mps.enter()
         if options.device == "cuda":
             torch.cuda.init()  # a machine that cannot is told of before it has a pack
         if options.device == "cuda" and options.packs_per_device > 1:
@@ -103,9 +105,11 @@ class PackWorker:
         except RecallzooError as error:
             return Outcome("failed", f"{error} (worker on {socket.gethostname()})", error.exit_code)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return Outcome("out of memory")
+            if is_out_of_memory(error):
+                return Outcome("out of memory")
+            if _mps.is_lost(error):
+                return Outcome("lost", str(error).splitlines()[0])
+            raise
         if not pack.is_done:
             return Outcome("out of time")
         shutil.rmtree(pack_folder, ignore_errors=True)
@@ -114,6 +118,7 @@ class PackWorker:
 
 def memory_on_worker(device: str) -> float:
     """Bytes for packs on the worker's device."""
+    _mps.enter()
     return memory_for_packs(torch.device(device))
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from typing import Literal
 
 from recallzoo.devices import choose_device, is_out_of_memory
 from recallzoo.executors._contract import Halve, NamedPack, Watcher
@@ -25,6 +26,7 @@ class LocalExecutor:
         self._deadline = deadline
         self._device = choose_device(device)
         self.device, self.num_devices = str(self._device), 1
+        self.sharing: Literal["mps", "turns"] | None = None
 
     def runs_that_fit(self, run: Run) -> int:
         return runs_that_fit(run, self._device)

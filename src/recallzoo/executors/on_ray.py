@@ -9,9 +9,10 @@ further is given up with a message, as it would take down one worker after anoth
 """
 
 import functools
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -19,8 +20,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from recallzoo._version import __version__
-from recallzoo.cluster import connected
+from recallzoo.cluster import connected, is_connected
 from recallzoo.errors import StoreError, UserError
+from recallzoo.executors import _mps
 from recallzoo.executors._contract import Halve, NamedPack, Watcher
 from recallzoo.executors._lanes import Lanes, Seat
 from recallzoo.executors._worker import Outcome, PackWorker, WorkerOptions, memory_on_worker
@@ -68,6 +70,9 @@ class RayOptions:
     most_devices: int | None
     """Devices to use at once; None: all."""
     packs_per_device: int
+    sharing: Literal["auto", "mps", "turns"]
+    """How these packs share a GPU; auto: through NVIDIA's Multi-Process Service, where the cluster
+    is made here and the service starts, else in turns."""
     compiled: bool | None
     checkpoint_seconds: float
     deadline: float | None = None
@@ -77,9 +82,16 @@ class RayOptions:
 class RayExecutor:
     """A connected cluster. Made by `ray_executor`."""
 
-    def __init__(self, ray: Any, options: RayOptions) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        options: RayOptions,
+        sharing: Literal["mps", "turns"] | None,
+        notes: tuple[str, ...],
+    ) -> None:
         self._ray = ray
         self._options = options
+        self._notes = notes
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         if options.device == "cuda" and not num_gpus:
             raise UserError(
@@ -90,6 +102,7 @@ class RayExecutor:
             "cuda" if num_gpus and options.device != "cpu" else "cpu"
         )
         self._resource = "GPU" if self.device == "cuda" else "CPU"
+        self.sharing: Literal["mps", "turns"] | None = sharing if self.device == "cuda" else None
         # Beside the driver: lost with another machine, it would take the sweep along.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
@@ -120,6 +133,8 @@ class RayExecutor:
         waiting = longest_first(packs) if several else list(packs)
         training, losses, lanes = dict[Any, _Training](), _Losses(store), self._lanes(store, packs)
         number, last_sign, has_time = 0, time.monotonic(), True
+        for note in self._notes:
+            watcher.warned(note)
         try:
             while waiting or training:
                 left = self._seconds_left()
@@ -211,13 +226,14 @@ class RayExecutor:
         """How a pack ended, and whether its worker is alive. Raises what the pack raised."""
         errors = self._ray.exceptions
         try:
-            return self._ray.get(reference), True
+            outcome = self._ray.get(reference)
+            return outcome, outcome.what != "lost"
         except errors.OutOfMemoryError:  # the machine's: Ray ends a worker
             return Outcome("out of memory"), False
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from None
         except errors.RayError as error:
-            if getattr(error, "actor_init_failed", False):
+            if getattr(error, "actor_init_failed", False) and "MPS" not in str(error):
                 raise _cannot_train(error) from None
             return Outcome("lost", _last_line(error)), False
 
@@ -315,5 +331,34 @@ def ray_executor(options: RayOptions) -> Iterator[RayExecutor]:
     Raises UserError without Ray, without an answer, or for a device that the cluster lacks.
     """
     cpus = options.most_devices if options.device == "cpu" else None
-    with connected(options.address, cpus, ", or use --executor local on this machine") as ray:
-        yield RayExecutor(ray, options)
+    instead = ", or use --executor local on this machine"
+    with ExitStack() as stack:
+        sharing, notes = _enter_sharing(stack, options)
+        ray = stack.enter_context(connected(options.address, cpus, instead))
+        yield RayExecutor(ray, options, sharing, notes)
+
+
+def _enter_sharing(
+    stack: ExitStack, options: RayOptions
+) -> tuple[Literal["mps", "turns"] | None, tuple[str, ...]]:
+    """How workers of the cluster that is made next share GPUs, and what to say of it. None where
+    they do not, or whoever made the cluster decided."""
+    if options.packs_per_device == 1 or options.device == "cpu":
+        return None, ()
+    is_ours = not (options.address or os.environ.get("RAY_ADDRESS") or is_connected())
+    if options.sharing == "turns" or (options.sharing == "auto" and not _mps.is_here()):
+        return ("turns" if is_ours else None), ()
+    if not is_ours:
+        if options.sharing == "auto":
+            return None, ()
+        raise UserError(
+            "--device-sharing mps is for a cluster that the sweep makes. On one that exists, start "
+            f"{_mps.CONTROL} on each machine before `ray start`; its workers then use it."
+        )
+    try:
+        stack.enter_context(_mps.mps())
+    except _mps.NoService as error:
+        if options.sharing == "mps":
+            raise
+        return "turns", (f"packs take turns on a GPU: {error}",)
+    return "mps", ()

@@ -78,6 +78,9 @@ class RunOptions:
     packs_per_device: int = 1
     """Packs that share a device of the cluster, each with its part of the memory: one trains while
     another compiles. Keeps one GPU busy too: --executor ray --packs-per-device 4."""
+    device_sharing: Literal["auto", "mps", "turns"] = "auto"
+    """How they share a GPU: at once, through NVIDIA's Multi-Process Service, which this command
+    starts and ends, or in turns. auto: at once, where it starts and the cluster is made here."""
     dry_run: bool = False
     """Print the runs, and which train together, but train nothing."""
     mixer: Annotated[
@@ -240,6 +243,7 @@ def _sweep_options(options: RunOptions) -> "SweepOptions":
         ray_address=options.ray_address,
         devices=options.devices,
         packs_per_device=options.packs_per_device,
+        device_sharing=options.device_sharing,
         seconds=None if options.minutes is None else 60 * options.minutes,
     )
 
