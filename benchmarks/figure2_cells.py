@@ -283,6 +283,17 @@ def summary(sources: Sources, times: Times) -> dict[str, Any]:
     }
 
 
+def _lost_by(table: Path | None, sources: Sources) -> int:
+    """Runs of a table that is read and written anew, and that are not counted."""
+    counted = {result.hash for result in sources.counted}
+    return sum(
+        result.hash not in counted
+        for path, runs in sources.tables
+        if table is not None and path.resolve() == table.resolve()
+        for result in runs.results
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument(
@@ -301,6 +312,11 @@ def main() -> None:
         parser.error(f"--table {options.table} does not end in {TABLE_ENDING}")
     if options.table is not None and not sources.counted:
         parser.error("--table: no run is finished in any of the sources")
+    if lost := _lost_by(options.table, sources):
+        parser.error(
+            f"--table: {lost} runs that {options.table} has would be lost, as --num-learning-rates "
+            f"leaves them out"
+        )
     content = summary(sources, Times(options.speed))
     write_json(options.out, content)
     if options.table is not None:

@@ -3,7 +3,7 @@
     python benchmarks/figure2_time.py figure2 --seq-lens 64 --seeds 0 1 2
     python benchmarks/figure2_time.py figure2 --num-layers 4 --mixers hyena h3 --seq-lens 128
 
-An estimate from the step times in results/speed_h100.json, which has six sizes: steps of all
+An estimate from the step times in results/speed_h200.json, which has six sizes: steps of all
 epochs, so that runs which solve the task early make it less; without compilation and validation.
 """
 
@@ -18,7 +18,7 @@ from recallzoo.files import read_json
 from recallzoo.recipes import load
 from recallzoo.recipes._figure2 import BATCH_SIZES
 
-SPEED = Path(__file__).resolve().parents[1] / "results" / "speed_h100.json"
+SPEED = Path(__file__).resolve().parents[1] / "results" / "speed_h200.json"
 MEASURED_AS = {"rwkv4": "rwkv"}
 LAYERS_MEASURED = 2
 FP32_FACTOR = 2.5

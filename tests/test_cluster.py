@@ -53,6 +53,24 @@ class Hungry(nn.Module):
 """
 
 
+SERVICE_GONE = """
+from pathlib import Path
+from torch import nn
+
+class Once(nn.Module):
+    def __init__(self, d_model, max_seq_len, marker: str = ""):
+        super().__init__()
+        self.linear, self.marker, self.calls = nn.Linear(d_model, d_model), Path(marker), 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 9 and not self.marker.exists():
+            self.marker.touch()
+            raise RuntimeError("CUDA error: MPS client has been terminated by the server\\nmore")
+        return self.linear(x)
+"""
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A CPU for each worker, however few the machine has."""
@@ -142,6 +160,22 @@ def test_packs_that_share_a_device_and_a_worker_killed_change_nothing_in_the_tab
     assert (call["num_devices"], call["packs_per_device"]) == (1, 2)
     assert (call["num_packs"], call["num_runs"], call["num_runs_trained"]) == (2, 6, 6)
     assert not list((tmp_path / "ray" / "packs").iterdir())
+
+
+def test_a_worker_that_lost_its_service_is_made_anew_and_its_pack_goes_on(ray, tmp_path):
+    (tmp_path / "once.py").write_text(SERVICE_GONE)
+    marker = tmp_path / "gone"
+    once = mixer(f"{tmp_path}/once.py:Once", marker=str(marker))
+    model = ModelConfig(mixers=(once,), d_model=16, num_layers=1)
+    run = dataclasses.replace(RUNS[0], model=model)
+    marker.touch()
+    (wanted,) = sweep([run], Store(tmp_path / "here"), Notes(), SweepOptions(**OPTIONS))
+    marker.unlink()
+    watcher = Notes()
+    (found,) = sweep([run], Store(tmp_path / "ray"), watcher, SweepOptions(**ON_RAY))
+    (warning,) = [w for w in watcher.warnings if "worker was lost" in w]
+    assert warning.endswith("CUDA error: MPS client has been terminated by the server")
+    assert (found.test_accuracy, found.metrics) == (wanted.test_accuracy, wanted.metrics)
 
 
 def test_a_pack_that_does_not_fit_into_memory_is_halved_and_one_that_never_fits_is_named(

@@ -138,6 +138,16 @@ def test_denser_rates_are_left_out_of_cells_and_table_but_are_not_missing(tmp_pa
     assert pl.read_parquet(table)["optimizer.learning_rate"].sort().to_list() == [1e-4, 1e-3]
 
 
+def test_a_table_does_not_lose_runs_that_are_not_counted(tmp_path, monkeypatch, capsys):
+    runs = [result(learning_rate=rate) for rate in (1e-4, 1e-3, 2.15443e-3)]
+    table = store_of(tmp_path / "o", runs).write_table()
+    out = tmp_path / "cells.json"
+    with pytest.raises(SystemExit):
+        command(monkeypatch, table, "--out", out, "--table", table, "--num-learning-rates", 3)
+    assert "1 runs" in capsys.readouterr().err
+    assert (len(pl.read_parquet(table)), out.exists()) == (3, False)
+
+
 def test_the_published_table_has_the_published_cells(times):
     published = read_json(RESULTS / "figure2.json")["cells"]
     content = summary([RESULTS / "recipes" / "figure2.parquet"], times)

@@ -14,8 +14,8 @@ from recallzoo.cli import known_commands, main
 from recallzoo.errors import StoreError, UserError
 
 OPTIONS = {
-    "run": "checkpoint-seconds compile device device-sharing devices dry-run executor help known max-pack-size "
-    "minutes mixer out packs-per-device ray-address",
+    "run": "checkpoint-seconds compile device device-sharing devices dry-run executor help known "
+    "max-pack-size minutes mixer out packs-per-device ray-address",
     "export": "data help mixer out overwrite step",
     "pretrain": (
         "beta checkpoint-activations compile context cut-rates d-model data device epochs "

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu import NEEDS_GPU
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import losses, tiny_run
@@ -61,7 +62,7 @@ def test_what_pays_for_some_pays_for_more(more, num_runs, **sizes):
         assert decided(larger, 2 * num_runs if more == "num_runs" else num_runs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="packs on a CPU are not compiled anyway")
+@NEEDS_GPU
 def test_a_short_pack_on_a_gpu_is_captured_uncompiled_and_its_results_say_why():
     run = tiny_run()
     (found,) = Pack([run], GPU).train()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu import NEEDS_GPU
 from tiny_runs import losses, tiny_run
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from recallzoo.train._program import Program
 from recallzoo.train._replay import WARM_CALLS, Replayed
 from recallzoo.train.packed import Pack, PackOptions
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+pytestmark = NEEDS_GPU
 
 
 def model_and_inputs() -> tuple[nn.Linear, list[Tensor]]:

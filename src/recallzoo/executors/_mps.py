@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def mps() -> Iterator[None]:
         )
         os.environ.update(changed)
         try:
-            _require_device(service, log)
+            _require_device(service, pipes, log)
             yield
         finally:
             _end(service, control)
@@ -96,8 +97,8 @@ def is_here() -> bool:
 
 def enter() -> None:
     """In a process that is to use CUDA, before it does: name its device as the service counts.
-    Does nothing where there is none of ours."""
-    seen = os.environ.get(DEVICES, "")
+    Does nothing where there is none of ours, nor again."""
+    seen = os.environ.pop(DEVICES, "")
     mine = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if seen and mine:
         places = seen.split(",")
@@ -111,7 +112,12 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "MPS" in str(error)
 
 
-def _require_device(service: subprocess.Popen[bytes], log: Path) -> None:
+def _require_device(service: subprocess.Popen[bytes], pipes: Path, log: Path) -> None:
+    """NoService if no GPU answers through it."""
+    until = time.monotonic() + START_SECONDS
+    # Before its pipes are there, CUDA would go by without it.
+    while not any(pipes.iterdir()) and service.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
     environment = dict(os.environ)
     if environment.get(DEVICES):
         environment["CUDA_VISIBLE_DEVICES"] = "0"

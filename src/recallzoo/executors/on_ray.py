@@ -131,7 +131,8 @@ class RayExecutor:
     def train(self, packs: list[NamedPack], store: Store, watcher: Watcher, halve: Halve) -> None:
         several = self.num_devices * self._options.packs_per_device > 1
         waiting = longest_first(packs) if several else list(packs)
-        training, losses, lanes = dict[Any, _Training](), _Losses(store), self._lanes(store, packs)
+        training, lanes = dict[Any, _Training](), self._lanes(store, packs)
+        losses = _Losses(store, share_a_gpu=self.sharing == "mps")
         number, last_sign, has_time = 0, time.monotonic(), True
         for note in self._notes:
             watcher.warned(note)
@@ -258,7 +259,7 @@ def _follow_up(
 
 def _last_line(error: Exception) -> str:
     """What Ray's errors, which hold a worker's traceback or log, come down to."""
-    return str(error).strip().rpartition("\n")[2]
+    return str(error).strip().rpartition("\n")[2].partition(" Some common causes include")[0]
 
 
 def _cannot_train(error: Exception) -> UserError:
@@ -291,8 +292,12 @@ class _Mailbox:
 class _Losses:
     """How often each pack lost its worker without having got further."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, share_a_gpu: bool) -> None:
         self._store = store
+        self._together = (
+            " Workers that share a GPU are lost together: --device-sharing turns tells which pack "
+            "it is."
+        ) * share_a_gpu
         self._counts: dict[str, tuple[tuple[int, int], int]] = {}
 
     def add(self, pack: _Training, reason: str) -> None:
@@ -309,6 +314,7 @@ class _Losses:
                 f"worker {count} times without a result or checkpoint in between; the last reason: "
                 f"{reason} Finished runs are kept. Try --max-pack-size {len(pack.runs) // 2 or 1} "
                 f"or a smaller --checkpoint-seconds, and look into the logs of the cluster."
+                f"{self._together}"
             )
 
 
