@@ -14,6 +14,9 @@ our own stay ordinary exceptions and show their traceback.
 import difflib
 from collections.abc import Iterable
 
+EXIT_OUT_OF_TIME = 75
+"""What commands end with that were given a time and have work left; EX_TEMPFAIL of sysexits.h."""
+
 
 class RecallzooError(Exception):
     """The work could not be finished; the message is meant for the user."""

@@ -175,6 +175,21 @@ def test_a_run_does_not_go_on_with_a_changed_file(run_cli, run, data, tmp_path):
     assert run_cli(*words, "--mixer", f"{run}/ema.py:RunningMean").code == 0
 
 
+def test_a_time_limit_ends_with_a_code_of_its_own_and_the_same_command_goes_on(
+    run_cli, data, tmp_path, monkeypatch
+):
+    where = ("--data", data, "--out", tmp_path / "run")
+    words = ("pretrain", "attention-70m", *where, *SMALL, "--steps", 4)
+    outcome = run_cli(*words, "--stop-after-minutes", 0)
+    assert outcome.code == 75
+    assert "the same command goes on" in outcome.err
+    with monkeypatch.context() as under_torchrun:
+        under_torchrun.setenv("TORCHELASTIC_RUN_ID", "none")
+        outcome = run_cli(*words, "--stop-after-minutes", 0)
+        assert (outcome.code, "stopped at step" in outcome.out) == (0, True)
+    assert run_cli(*words).code == 0
+
+
 @pytest.mark.parametrize("sha", [None, "0" * 64])
 def test_a_folder_of_weights_cannot_choose_code_to_run(run, tmp_path, sha):
     """Its config names a file that is there, with or without a hash."""

@@ -1,6 +1,7 @@
 """Finding and loading recipes, and what is said of those that cannot be."""
 
 import re
+import sys
 
 import pytest
 from conftest import RECIPES, require_mistake
@@ -143,6 +144,21 @@ def test_helpers_beside_a_recipe_are_no_recipes(tmp_path):
         load(str(write(tmp_path, source)))
     source += "def only(n: int = 3) -> list[Run]: ...\n"
     assert load(str(write(tmp_path, source))).name == "only"
+
+
+def test_a_recipe_imports_what_lies_beside_it_from_wherever_it_is_called(
+    run_cli, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "rates_beside.py").write_text("RATES = (0.25, 0.5)\n")
+    source = HEAD + (
+        "from rates_beside import RATES\nfrom recallzoo.recipes import load\n"
+        "def mine(rates: tuple[float, ...] = RATES) -> list[Run]:\n"
+        "    return load('quickstart').runs(learning_rates=rates)\n"
+    )
+    outcome = run_cli("run", write(tmp_path, source), "--dry-run", "--out", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    assert "learning rate 0.25" in outcome.out
 
 
 def test_two_identical_runs_are_refused_before_anything_is_trained(run_cli, tmp_path):

@@ -17,7 +17,7 @@ from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
 from recallzoo.executors import _mps
 from recallzoo.executors.devices import free_memory, memory_for_packs
-from recallzoo.mixers._user_file import module_of
+from recallzoo.mixers._user_file import find_beside, module_of
 from recallzoo.run import Run
 from recallzoo.store import Store
 from recallzoo.train.packed import Pack, PackOptions
@@ -62,6 +62,7 @@ class PackWorker:
     def __init__(self, options: WorkerOptions, mailbox: Any) -> None:
         self._options, self._mailbox = options, mailbox
         for path, source in options.files:  # before a pack arrives that is made of them
+            find_beside(Path(path))
             module_of(source, Path(path))
         _limit_compile_threads(_threads_here(options))
         _mps.enter()

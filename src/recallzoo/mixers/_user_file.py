@@ -26,6 +26,14 @@ def import_file(path: Path) -> types.ModuleType:
     return module_of(read_file(path), path)
 
 
+def find_beside(path: Path) -> None:
+    """Let a file import what lies beside it, as Python does for the script that it runs. Not for
+    mixers, which are one file."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def read_file(path: Path) -> bytes:
     """A file's content. UserError if it is not there."""
     if not path.is_file():

@@ -168,8 +168,9 @@ def _choose(tree: ast.Module, path: Path, wanted: str) -> str:
 
 
 def _import(path: Path) -> types.ModuleType:
-    from recallzoo.mixers._user_file import import_file
+    from recallzoo.mixers._user_file import find_beside, import_file
 
+    find_beside(path)
     return import_file(path)
 
 

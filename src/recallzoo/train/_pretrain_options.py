@@ -96,7 +96,8 @@ class PretrainOptions:
     tensorboard: bool = False
     """Write metrics for TensorBoard as well, to OUT/tensorboard."""
     stop_after_minutes: float | None = None
-    """Save and stop after this time; the same command goes on later."""
+    """Save and stop after this time, with exit code 75, but 0 under torchrun, while steps are left;
+    the same command goes on later."""
     export: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
     """Do not write OUT/model in Hugging Face form at the end."""
     verify_data: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True

@@ -26,6 +26,7 @@ import shlex
 import sys
 
 from recallzoo.cli._options import parse, require_once
+from recallzoo.errors import EXIT_OUT_OF_TIME
 from recallzoo.train._pretrain_options import PretrainOptions
 
 
@@ -71,4 +72,6 @@ def main(argv: list[str]) -> int:
         print(f"model: {options.out / 'model'}")
     print(f"charts: recallzoo report {shlex.quote(str(options.out))}")
     sys.stdout.flush()
-    return 0
+    # torchrun would take it for a worker that failed.
+    has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
+    return EXIT_OUT_OF_TIME if summary["status"] == "stopped" and not has_launcher else 0

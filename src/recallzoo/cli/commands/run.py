@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from recallzoo.cli._options import parse
-from recallzoo.errors import UserError
+from recallzoo.errors import EXIT_OUT_OF_TIME, UserError
 from recallzoo.files import require_folder
 from recallzoo.recipes import Recipe, find_recipes, load
 
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 RECIPE_FOR_MIXERS = "ladder"
 """Trained by `--mixer` when no recipe is named."""
-EXIT_OUT_OF_TIME = 75
-"""What --minutes ends with while runs are left; EX_TEMPFAIL of sysexits.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
