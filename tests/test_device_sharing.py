@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sweeps import ON_RAY, RUNS, Notes
 
+from recallzoo.cli import _probes
 from recallzoo.errors import InvalidConfig, UserError
 from recallzoo.executors import _mps, on_ray
 from recallzoo.executors._mps import CONTROL, DEVICES, PIPES, enter, is_lost, mps
@@ -154,6 +155,16 @@ def test_packs_share_at_once_where_they_can_and_in_turns_where_not(service, monk
     assert entered(options()) == ("turns", ())
     with pytest.raises(UserError, match=f"{CONTROL}.* is not on PATH"):
         entered(options(sharing="mps"))
+
+
+def test_the_doctor_tries_the_service(service, monkeypatch):
+    monkeypatch.setattr(_probes, "_require_cuda", lambda _: None)
+    found = _probes.probe("sharing", _probes.device_sharing)
+    assert (found.works, number_of_services(service)) == (True, 0)
+    monkeypatch.setattr(_mps, "_TRY", FAILS)
+    found = _probes.probe("sharing", _probes.device_sharing)
+    assert not found.works
+    assert "does not start: CUDA error 805" in found.detail
 
 
 @pytest.mark.parametrize(

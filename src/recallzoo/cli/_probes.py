@@ -62,6 +62,7 @@ def all_findings() -> Iterator[Finding]:
         yield probe(f"fused attention on CUDA: {backend}", functools.partial(fused, backend))
     yield probe("Triton kernel", triton_kernel)
     yield probe("flash-linear-attention", flash_linear_attention)
+    yield probe("packs at once on a GPU: Multi-Process Service", device_sharing)
 
 
 def core() -> str:
@@ -173,6 +174,18 @@ def flash_linear_attention() -> str:
     fla = _import("fla", "install it with: pip install 'recallzoo[fla]'")
     _require_cuda("cuda")
     return f"version {getattr(fla, '__version__', 'unknown')}"
+
+
+def device_sharing() -> str:
+    """Start the service through which processes use a GPU at once, and end it."""
+    _require_cuda("cuda")
+    from recallzoo.executors._mps import NoService, mps
+
+    try:
+        with mps():
+            return "starts, and a GPU answers through it"
+    except NoService as reason:
+        raise Unavailable(str(reason)) from reason
 
 
 def _import(module: str, hint: str) -> Any:
