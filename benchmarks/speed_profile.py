@@ -111,11 +111,22 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=["*"], help="patterns of names; all if none")
     options = parser.parse_args()
     speed = read_json(options.speed)
-    print(f"{speed['device']}, commit {speed['commit']}; us a run and step, and calls a step\n")
     steps_us = {cell["cell"]: 1000 * cell["ms_per_run_and_step"] for cell in speed["cells"]}
-    for table in packed_tables(options.profile.read_text()):
-        if any(fnmatch.fnmatch(table.cell, pattern) for pattern in options.cells):
-            print(*lines_of(table, steps_us[table.cell]), "", sep="\n")
+    tables = [
+        table
+        for table in packed_tables(options.profile.read_text())
+        if any(fnmatch.fnmatch(table.cell, pattern) for pattern in options.cells)
+    ]
+    if not tables:
+        parser.error(f"{options.profile} has no packed step of {' '.join(options.cells)}")
+    if missing := {table.cell for table in tables} - steps_us.keys():
+        parser.error(
+            f"{options.speed} has no {' '.join(sorted(missing))}: it is of another command. Give "
+            f"what was written with the profile, or leave them out with --cells"
+        )
+    print(f"{speed['device']}, commit {speed['commit']}; us a run and step, and calls a step\n")
+    for table in tables:
+        print(*lines_of(table, steps_us[table.cell]), "", sep="\n")
 
 
 if __name__ == "__main__":

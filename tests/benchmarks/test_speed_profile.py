@@ -62,9 +62,20 @@ def test_cells_are_chosen_by_pattern(tmp_path, monkeypatch, capsys):
     speed = {"device": "NVIDIA H200", "commit": "abc", "cells": cells}
     write_json(tmp_path / "speed.json", speed)
     words = ["speed_profile.py", tmp_path / "profile.txt", tmp_path / "speed.json"]
-    monkeypatch.setattr(sys, "argv", [*map(str, words), "--cells", "h3-*"])
-    speed_profile.main()
-    printed = capsys.readouterr().out
-    assert printed.startswith("NVIDIA H200, commit abc")
-    assert "h3-64-64, 2 runs" in printed
-    assert "hyena" not in printed
+
+    def printed(*chosen: str) -> str:
+        monkeypatch.setattr(sys, "argv", [*map(str, words), "--cells", *chosen])
+        speed_profile.main()
+        return capsys.readouterr().out
+
+    found = printed("h3-*")
+    assert found.startswith("NVIDIA H200, commit abc")
+    assert "h3-64-64, 2 runs" in found
+    assert "hyena" not in found
+    with pytest.raises(SystemExit):
+        printed("rwkv-*")
+    assert "no packed step of rwkv-*" in capsys.readouterr().err
+    write_json(tmp_path / "speed.json", {**speed, "cells": cells[1:]})
+    with pytest.raises(SystemExit):
+        printed("*")
+    assert "has no hyena-64-64" in capsys.readouterr().err
