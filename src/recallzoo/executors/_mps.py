@@ -12,29 +12,35 @@ with errors that `is_lost` knows.
 """
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recallzoo.errors import UserError
+from recallzoo.interrupts import allow
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, DEVICES = "CUDA_MPS_PIPE_DIRECTORY", "RECALLZOO_MPS_DEVICES"
 DEFAULT_PIPES = Path("/tmp/nvidia-mps")
 """Where CUDA looks for the service if nothing says otherwise."""
 START_SECONDS, END_SECONDS = 60.0, 20.0
+LONGEST_PIPE, MOST_BYTES = "control_privileged", 107
+"""What the address of a socket may have."""
 
 _END_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-os.execvp(sys.argv[1], sys.argv[1:])
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
 """
-"""PR_SET_PDEATHSIG: the service must not outlive a sweep that is killed."""
+"""PR_SET_PDEATHSIG: the service must not outlive a sweep that is killed, from now on or before."""
 
 _TRY = """
 import ctypes, sys
@@ -55,44 +61,42 @@ class NoService(UserError):
 def mps() -> Iterator[None]:
     """Have processes that are started within use this machine's GPUs through the service, which
     ends afterwards. One that runs already is used as it is. Raises NoService."""
-    if PIPES in os.environ or (DEFAULT_PIPES / "control").exists():
+    if is_running():
         yield
         return
     control = shutil.which(CONTROL)
     if control is None:
         raise NoService(f"{CONTROL}, which comes with NVIDIA's driver, is not on PATH")
-    with tempfile.TemporaryDirectory(prefix="recallzoo-mps-") as folder:
+    with _new_folder() as folder:
         pipes, log = Path(folder, "pipes"), Path(folder, "log")
-        pipes.mkdir()
-        log.mkdir()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if len(os.fsencode(pipes / LONGEST_PIPE)) > MOST_BYTES:
+            raise NoService(f"{folder} is too long for its pipes: set TMPDIR to a shorter folder")
         # The service counts the devices that it sees from zero; `enter` does likewise.
-        changed = {PIPES: str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(log), DEVICES: visible or ""}
-        before = {name: os.environ.get(name) for name in changed}
-        service = subprocess.Popen(
-            [sys.executable, "-c", _END_WITH_PARENT, control, "-f"],
-            env={**os.environ, **changed},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C ends the workers first
-        )
-        os.environ.update(changed)
-        try:
-            _require_device(service, pipes, log)
-            yield
-        finally:
-            _end(service, control)
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        changed = {PIPES: str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(log), DEVICES: visible}
+        with _environment(changed):
+            service = subprocess.Popen(
+                [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), control, "-f"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C ends the workers first
+            )
+            try:
+                _require_device(service, pipes, log)
+                yield
+            finally:
+                _end(service, control)
 
 
 def is_here() -> bool:
     """Whether this machine has the service."""
-    return shutil.which(CONTROL) is not None
+    return is_running() or shutil.which(CONTROL) is not None
+
+
+def is_running() -> bool:
+    """Whether CUDA finds one here that somebody else started."""
+    return os.access(Path(os.environ.get(PIPES) or DEFAULT_PIPES, "control"), os.F_OK)
 
 
 def enter() -> None:
@@ -109,14 +113,43 @@ def enter() -> None:
 def is_lost(error: BaseException) -> bool:
     """Whether an error of CUDA says that the service ended a process or went away, rather than
     that the process did something wrong."""
-    return isinstance(error, RuntimeError) and "MPS" in str(error)
+    # PyTorch lists MPS, Apple's, among its backends when an operator has none for CUDA.
+    return re.search(r"\bMPS (client|server)\b", str(error)) is not None
+
+
+def _new_folder() -> tempfile.TemporaryDirectory[str]:
+    """For pipes and logs. NoService if there is no place for it."""
+    try:
+        # What a server that is killed still writes must not end the sweep.
+        folder = tempfile.TemporaryDirectory(prefix="recallzoo-mps-", ignore_cleanup_errors=True)
+        for name in ("pipes", "log"):
+            Path(folder.name, name).mkdir()
+    except OSError as error:
+        raise NoService(f"{error}: set TMPDIR to a folder that can be written to") from error
+    return folder
+
+
+@contextmanager
+def _environment(changed: dict[str, str]) -> Iterator[None]:
+    """This process's, with other values for as long as this lasts."""
+    before = {name: os.environ.get(name) for name in changed}
+    try:
+        os.environ.update(changed)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _require_device(service: subprocess.Popen[bytes], pipes: Path, log: Path) -> None:
     """NoService if no GPU answers through it."""
     until = time.monotonic() + START_SECONDS
     # Before its pipes are there, CUDA would go by without it.
-    while not any(pipes.iterdir()) and service.poll() is None and time.monotonic() < until:
+    control = pipes / "control"
+    while not control.exists() and service.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     environment = dict(os.environ)
     if environment.get(DEVICES):
@@ -146,14 +179,18 @@ def _last_words(log: Path) -> str:
 
 
 def _end(service: subprocess.Popen[bytes], control: str) -> None:
-    """Ask it to end, which ends its servers too, and see that it does."""
-    if service.poll() is None:
-        command = [control]
-        try:
-            subprocess.run(
-                command, input=b"quit -t 5\n", capture_output=True, timeout=END_SECONDS, check=False
-            )
-            service.wait(END_SECONDS)
-        except (subprocess.TimeoutExpired, OSError):
-            service.kill()
-    service.wait()
+    """Ask it to end, which ends its servers too, and see that it does, interrupted or not."""
+    allow(2 * END_SECONDS)
+    try:
+        with suppress(subprocess.TimeoutExpired, OSError):
+            if service.poll() is None:
+                words = b"quit -t 5\n"
+                command = [control]
+                subprocess.run(
+                    command, input=words, capture_output=True, timeout=END_SECONDS, check=False
+                )
+                service.wait(END_SECONDS)
+    finally:
+        if service.poll() is None:
+            os.killpg(service.pid, signal.SIGKILL)
+        service.wait()

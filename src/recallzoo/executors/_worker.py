@@ -61,11 +61,11 @@ class PackWorker:
 
     def __init__(self, options: WorkerOptions, mailbox: Any) -> None:
         self._options, self._mailbox = options, mailbox
+        _mps.enter()
         for path, source in options.files:  # before a pack arrives that is made of them
             find_beside(Path(path))
             module_of(source, Path(path))
         _limit_compile_threads(_threads_here(options))
-        _mps.enter()
         if options.device == "cuda":
             torch.cuda.init()  # a machine that cannot is told of before it has a pack
         if options.device == "cuda" and options.packs_per_device > 1:
@@ -77,10 +77,10 @@ class PackWorker:
         of time that is left a worker would not know how much its start took."""
         deadline = None if ends_at is None else time.monotonic() + ends_at - time.time()
         self._mailbox.put.remote(name, None)
-        try:
-            return self._train(name, runs, deadline)
-        finally:
+        outcome = self._train(name, runs, deadline)
+        if outcome.what != "lost":  # after which the device answers with errors alone
             free_memory(torch.device(self._options.device))
+        return outcome
 
     def _train(self, name: str, runs: list[Run], deadline: float | None) -> Outcome:
         """Each result is in the store before training goes on, as the next checkpoint will not
