@@ -1,19 +1,97 @@
 """How packs share a GPU: at once, through NVIDIA's Multi-Process Service, or in turns."""
 
 import os
+import shutil
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from mps_service import FAILS, put_on_path
 from sweeps import ON_RAY, RUNS, Notes
 
 from recallzoo.cli import _probes
 from recallzoo.errors import InvalidConfig, UserError
-from recallzoo.executors import _worker, on_ray
-from recallzoo.executors._mps import DEVICES
+from recallzoo.executors import _mps, _worker, on_ray
+from recallzoo.executors._mps import CONTROL, DEVICES, PIPES
 from recallzoo.executors._worker import Outcome, PackWorker, WorkerOptions
-from recallzoo.executors.on_ray import RayOptions
+from recallzoo.executors.on_ray import RayExecutor, RayOptions
 from recallzoo.store import Store
 from recallzoo.sweep import SweepOptions, sweep
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(on_ray, "is_connected", lambda: False)  # by other tests
+    return put_on_path(tmp_path, monkeypatch)
+
+
+def options(**changed: object) -> RayOptions:
+    usual = {"address": None, "device": "auto", "most_devices": None, "packs_per_device": 4}
+    rest = {"sharing": "auto", "compiled": None, "checkpoint_seconds": 1.0}
+    return RayOptions(**{**usual, **rest, **changed})
+
+
+def entered(of: RayOptions) -> tuple[str | None, tuple[str, ...]]:
+    with on_ray.ExitStack() as stack:
+        return on_ray._enter_sharing(stack, of)
+
+
+def test_packs_share_at_once_where_they_can_and_in_turns_where_not(service, monkeypatch):
+    assert entered(options()) == ("mps", ())
+    assert entered(options(address="local")) == ("mps", ())
+    assert entered(options(sharing="turns")) == ("turns", ())
+    assert entered(options(packs_per_device=1)) == (None, ())
+    assert entered(options(device="cpu")) == (None, ())
+    monkeypatch.setattr(_mps, "_TRY", FAILS)
+    sharing, (note,) = entered(options())
+    assert sharing == "turns"
+    assert "packs take turns on a GPU" in note
+    assert "805" in note
+    with pytest.raises(UserError, match=r"805.* Leave the option out"):
+        entered(options(sharing="mps"))
+    service.unlink()
+    assert entered(options()) == ("turns", ())
+    with pytest.raises(UserError, match=f"{CONTROL}.* is not on PATH"):
+        entered(options(sharing="mps"))
+
+
+def test_on_a_cluster_that_exists_nothing_is_started_and_a_choice_is_refused(service, monkeypatch):
+    assert entered(options(address="host:1")) == (None, ())
+    for sharing in ("mps", "turns"):
+        with pytest.raises(UserError, match=rf"--device-sharing {sharing} .* before `ray start`"):
+            entered(options(address="host:1", sharing=sharing))
+    monkeypatch.setenv("RAY_ADDRESS", "host:1")
+    assert entered(options()) == (None, ())
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert entered(options()) == ("mps", ())
+    monkeypatch.setattr(on_ray, "is_connected", lambda: True)
+    assert entered(options()) == (None, ())
+
+
+def test_packs_do_not_take_turns_where_a_service_of_the_users_own_runs(
+    service, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(shutil, "which", lambda _: None)  # in a container it may run outside
+    monkeypatch.setenv(PIPES, str(tmp_path))
+    assert entered(options(sharing="turns")) == ("turns", ())
+    (tmp_path / "control").touch()
+    assert entered(options()) == ("mps", ())
+    with pytest.raises(UserError, match=f"turns: .* runs here.* empty folder in {PIPES}"):
+        entered(options(sharing="turns"))
+
+
+def test_without_a_gpu_nothing_is_said_of_sharing_unless_it_was_asked_for(tmp_path):
+    ray, watcher = MagicMock(), Notes()
+    ray.cluster_resources.return_value = {"CPU": 2.0}
+    executor = RayExecutor(ray, options(), "turns", ("packs take turns",))
+    executor.train([], Store(tmp_path), watcher, lambda *_: [])
+    assert (executor.sharing, watcher.warnings) == (None, [])
+    with pytest.raises(UserError, match="--device-sharing mps is for packs on a GPU"):
+        RayExecutor(ray, options(sharing="mps"), "mps", ())
+    ray.cluster_resources.return_value = {"CPU": 2.0, "GPU": 1.0}
+    executor = RayExecutor(ray, options(), "turns", ("packs take turns",))
+    executor.train([], Store(tmp_path), watcher, lambda *_: [])
+    assert (executor.sharing, watcher.warnings) == ("turns", ["packs take turns"])
 
 
 @pytest.fixture

@@ -91,7 +91,6 @@ class RayExecutor:
     ) -> None:
         self._ray = ray
         self._options = options
-        self._notes = notes
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         if options.device == "cuda" and not num_gpus:
             raise UserError(
@@ -101,8 +100,14 @@ class RayExecutor:
         self.device: Literal["cpu", "cuda"] = (
             "cuda" if num_gpus and options.device != "cpu" else "cpu"
         )
+        if options.sharing == "mps" and self.device == "cpu":
+            raise UserError(
+                "--device-sharing mps is for packs on a GPU, and this machine has none that Ray "
+                "sees. Leave the option out to train on its CPUs."
+            )
         self._resource = "GPU" if self.device == "cuda" else "CPU"
         self.sharing: Literal["mps", "turns"] | None = sharing if self.device == "cuda" else None
+        self._notes = notes if self.device == "cuda" else ()
         # Beside the driver: lost with another machine, it would take the sweep along.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
@@ -234,7 +239,7 @@ class RayExecutor:
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from None
         except errors.RayError as error:
-            if getattr(error, "actor_init_failed", False) and "MPS" not in str(error):
+            if getattr(error, "actor_init_failed", False) and not _mps.is_lost(error):
                 raise _cannot_train(error) from None
             return Outcome("lost", _last_line(error)), False
 
@@ -351,20 +356,28 @@ def _enter_sharing(
     they do not, or whoever made the cluster decided."""
     if options.packs_per_device == 1 or options.device == "cpu":
         return None, ()
-    is_ours = not (options.address or os.environ.get("RAY_ADDRESS") or is_connected())
-    if options.sharing == "turns" or (options.sharing == "auto" and not _mps.is_here()):
-        return ("turns" if is_ours else None), ()
-    if not is_ours:
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local" or is_connected():
         if options.sharing == "auto":
             return None, ()
         raise UserError(
-            "--device-sharing mps is for a cluster that the sweep makes. On one that exists, start "
-            f"{_mps.CONTROL} on each machine before `ray start`; its workers then use it."
+            f"--device-sharing {options.sharing} is for a cluster that the sweep makes. On one "
+            f"that exists leave it out: packs share a GPU at once where {_mps.CONTROL} was started "
+            "on its machine before `ray start`, and else take turns."
         )
+    if options.sharing == "turns" and _mps.is_running():
+        raise UserError(
+            "--device-sharing turns: NVIDIA's Multi-Process Service runs here, and packs would use "
+            f"it. End it (echo quit | {_mps.CONTROL}), or name an empty folder in {_mps.PIPES}."
+        )
+    if options.sharing == "turns" or (options.sharing == "auto" and not _mps.is_here()):
+        return "turns", ()
     try:
         stack.enter_context(_mps.mps())
     except _mps.NoService as error:
         if options.sharing == "mps":
-            raise
+            raise UserError(
+                f"--device-sharing mps: {error}. Leave the option out, and packs take turns."
+            ) from error
         return "turns", (f"packs take turns on a GPU: {error}",)
     return "mps", ()
