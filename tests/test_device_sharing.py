@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
-from mps_service import FAILS, put_on_path
+from mps_service import FAILS, number_of_services, put_on_path
 from sweeps import ON_RAY, RUNS, Notes
 
 from recallzoo.cli import _probes
