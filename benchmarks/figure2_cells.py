@@ -4,9 +4,9 @@
     python benchmarks/figure2_cells.py results/recipes/figure2.parquet runs/figure2-64 \
         --out results/figure2.json --table results/recipes/figure2.parquet
 
-Sources are results folders and tables of runs (`*.parquet`), in any mix; `--table` writes all of
-their runs as one table, which may be one of those read. `--num-learning-rates` counts the runs of a
-grid alone, so that cells with denser rates are chosen from as many as the others.
+Sources are results folders and tables of runs (`*.parquet`), in any mix; `--table` writes their
+runs as one table, which may be one of those read. `--num-learning-rates` counts the runs of a grid
+alone, there too, so that cells with denser rates are chosen from as many as the others.
 
 Accuracy is that on the test set at the learning rate chosen on the validation set: mean, lowest
 and highest over seeds, and the mean at every learning rate tried. A run that several sources hold
@@ -301,7 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--speed", type=Path, default=SPEED, help="what speed.py wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--table", type=Path, help="Parquet file for all runs of the sources")
+    parser.add_argument("--table", type=Path, help="Parquet file for the runs that count")
     parser.add_argument(
         "--num-learning-rates", type=int, help="count only those of the recipe's grid of so many"
     )

@@ -10,7 +10,7 @@ from mps_service import FAILS, number_of_services, put_on_path
 from sweeps import ON_RAY, RUNS, Notes
 
 from recallzoo.cli import _probes
-from recallzoo.errors import InvalidConfig, UserError
+from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.executors import _mps, _worker, on_ray
 from recallzoo.executors._mps import CONTROL, DEVICES, PIPES
 from recallzoo.executors._worker import Outcome, PackWorker, WorkerOptions
@@ -127,7 +127,7 @@ def test_a_worker_that_lost_its_service_asks_nothing_more_of_its_device(
     assert worker.train("name", [], None) == Outcome("lost", "gone")
 
 
-def test_the_doctor_tries_the_service(service, monkeypatch):
+def test_the_doctor_tries_the_service(service, tmp_path, monkeypatch):
     monkeypatch.setattr(_probes, "_require_cuda", lambda _: None)
     found = _probes.probe("sharing", _probes.device_sharing)
     assert (found.works, number_of_services(service)) == (True, 0)
@@ -135,6 +135,10 @@ def test_the_doctor_tries_the_service(service, monkeypatch):
     found = _probes.probe("sharing", _probes.device_sharing)
     assert not found.works
     assert "does not start: CUDA error 805" in found.detail
+    monkeypatch.setattr(_mps, "DEFAULT_PIPES", tmp_path)
+    (tmp_path / "control").touch()
+    found = _probes.probe("sharing", _probes.device_sharing)
+    assert (found.works, "somebody else" in found.detail) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,7 @@ def test_the_doctor_tries_the_service(service, monkeypatch):
         {"executor": "local", "device_sharing": "mps"},
         {**ON_RAY, "device_sharing": "mps", "device": "auto"},
         {**ON_RAY, "device_sharing": "mps", "packs_per_device": 2},
+        {**ON_RAY, "device_sharing": "turns", "packs_per_device": 2},
         {**ON_RAY, "device_sharing": "both"},
     ],
 )
@@ -151,7 +156,27 @@ def test_sharing_that_would_be_ignored_is_refused(changed):
         SweepOptions(**changed)
 
 
-def test_a_cluster_without_a_gpu_has_nothing_to_share(tmp_path, monkeypatch):
+def test_a_pack_is_not_blamed_alone_for_workers_that_are_lost_together(tmp_path):
+    def given_up(**how: bool) -> str:
+        pack = on_ray._Training("p", RUNS[:1], Notes(), MagicMock())
+        losses = on_ray._Losses(Store(tmp_path), **how)
+        for _ in range(on_ray.MOST_LOSSES - 1):
+            losses.add(pack, "gone.")
+        with pytest.raises(StoreError) as raised:
+            losses.add(pack, "gone.")
+        return str(raised.value)
+
+    assert "--device-sharing turns tells which pack it is" in given_up(share_a_gpu=True)
+    assert "--device-sharing" not in given_up(share_a_gpu=False)
+
+
+def test_a_lost_workers_message_is_without_rays_guesses():
+    guesses = "Some common causes include: (1) the process was killed by the OOM killer"
+    error = RuntimeError(f"The actor died.\nWorker exit type: SYSTEM_ERROR End of file. {guesses}")
+    assert on_ray._last_line(error) == "Worker exit type: SYSTEM_ERROR End of file."
+
+
+def test_what_was_chosen_reaches_the_cluster(service, tmp_path, monkeypatch):
     seen = []
 
     class Cluster:
@@ -161,6 +186,8 @@ def test_a_cluster_without_a_gpu_has_nothing_to_share(tmp_path, monkeypatch):
 
     monkeypatch.setattr(on_ray, "RayExecutor", Cluster)
     monkeypatch.setattr(on_ray, "connected", lambda *_: on_ray.ExitStack())
+    chosen = {"device": "auto", "packs_per_device": 2, "device_sharing": "turns"}
+    given = SweepOptions(**{**ON_RAY, **chosen})
     with pytest.raises(UserError, match="no further"):
-        sweep(RUNS, Store(tmp_path), Notes(), SweepOptions(**ON_RAY))
-    assert seen == [("auto", None, ())]
+        sweep(RUNS, Store(tmp_path / "o"), Notes(), given)
+    assert seen == [("turns", "turns", ())]

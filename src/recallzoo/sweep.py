@@ -82,10 +82,11 @@ class SweepOptions:
             raise InvalidConfig(
                 f"device_sharing={self.device_sharing!r} must be 'auto', 'mps' or 'turns'."
             )
-        if self.device_sharing == "mps" and (self.packs_per_device == 1 or self.device == "cpu"):
+        shares = self.packs_per_device > 1 and self.device != "cpu"
+        if self.device_sharing != "auto" and not shares:
             raise InvalidConfig(
-                "device_sharing='mps' would be ignored: it is for several packs on one GPU. Set "
-                "packs_per_device, or leave it out."
+                f"device_sharing={self.device_sharing!r} would be ignored: it is for several packs "
+                f"on one GPU. Set packs_per_device, or leave it out."
             )
         if self.max_pack_size is not None and self.max_pack_size < 1:
             raise InvalidConfig(f"max_pack_size={self.max_pack_size} must be at least 1.")

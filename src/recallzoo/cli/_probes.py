@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recallzoo.variables import environment_with
+
 CUDA_MISSING = "needs an NVIDIA GPU; PyTorch sees none here"
 
 
@@ -98,7 +100,7 @@ def compiles(device: str) -> str:
     started = time.monotonic()
     torch._dynamo.reset()
     # a folder of its own: a compiler that is broken now must not be hidden by an earlier cache
-    with tempfile.TemporaryDirectory() as cache, _environment("TORCHINDUCTOR_CACHE_DIR", cache):
+    with tempfile.TemporaryDirectory() as cache, environment_with(TORCHINDUCTOR_CACHE_DIR=cache):
         compiled = torch.compile(function)(x)
     if not torch.allclose(compiled, function(x), atol=1e-5):
         raise RuntimeError("the compiled function gives other numbers")
@@ -179,8 +181,10 @@ def flash_linear_attention() -> str:
 def device_sharing() -> str:
     """Start the service through which processes use a GPU at once, and end it."""
     _require_cuda("cuda")
-    from recallzoo.executors._mps import NoService, mps
+    from recallzoo.executors._mps import NoService, is_running, mps
 
+    if is_running():
+        return "one that somebody else started runs here, and would be used"
     try:
         with mps():
             return "starts, and a GPU answers through it"
@@ -213,19 +217,6 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / 5
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager

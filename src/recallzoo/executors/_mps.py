@@ -25,12 +25,13 @@ from pathlib import Path
 
 from recallzoo.errors import UserError
 from recallzoo.interrupts import allow
+from recallzoo.variables import environment_with
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, DEVICES = "CUDA_MPS_PIPE_DIRECTORY", "RECALLZOO_MPS_DEVICES"
 DEFAULT_PIPES = Path("/tmp/nvidia-mps")
 """Where CUDA looks for the service if nothing says otherwise."""
-START_SECONDS, END_SECONDS = 60.0, 20.0
+PIPES_SECONDS, ANSWER_SECONDS, END_SECONDS = 10.0, 60.0, 20.0
 LONGEST_PIPE, MOST_BYTES = "control_privileged", 107
 """What the address of a socket may have."""
 
@@ -74,7 +75,7 @@ def mps() -> Iterator[None]:
         # The service counts the devices that it sees from zero; `enter` does likewise.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         changed = {PIPES: str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(log), DEVICES: visible}
-        with _environment(changed):
+        with environment_with(**changed):
             service = subprocess.Popen(
                 [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), control, "-f"],
                 stdin=subprocess.DEVNULL,
@@ -129,24 +130,9 @@ def _new_folder() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-@contextmanager
-def _environment(changed: dict[str, str]) -> Iterator[None]:
-    """This process's, with other values for as long as this lasts."""
-    before = {name: os.environ.get(name) for name in changed}
-    try:
-        os.environ.update(changed)
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def _require_device(service: subprocess.Popen[bytes], pipes: Path, log: Path) -> None:
     """NoService if no GPU answers through it."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + PIPES_SECONDS
     # Before its pipes are there, CUDA would go by without it.
     control = pipes / "control"
     while not control.exists() and service.poll() is None and time.monotonic() < until:
@@ -157,10 +143,10 @@ def _require_device(service: subprocess.Popen[bytes], pipes: Path, log: Path) ->
     command = [sys.executable, "-c", _TRY]
     try:
         tried = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=START_SECONDS
+            command, env=environment, capture_output=True, text=True, timeout=ANSWER_SECONDS
         )
     except subprocess.TimeoutExpired:
-        reason = f"no GPU answers through it within {START_SECONDS:.0f} s"
+        reason = f"no GPU answers through it within {ANSWER_SECONDS:.0f} s"
     else:
         if tried.returncode == 0 and service.poll() is None:
             return
