@@ -242,13 +242,26 @@ def test_the_doctor_tries_every_fast_path_and_gives_reasons():
         assert "GPU" in found["CUDA graph"]["detail"]
 
 
+def test_the_doctor_says_on_a_terminal_what_it_tries_and_in_a_pipe_what_it_found(
+    run_cli, monkeypatch
+):
+    from recallzoo.cli import _probes
+
+    monkeypatch.setattr(_probes, "all_probes", lambda: iter([("core", lambda: "it trains")]))
+    outcome = run_cli("doctor")
+    assert outcome.err == ""
+    assert outcome.out.endswith("yes  core: it trains\n")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "trying core" in run_cli("doctor").err
+
+
 def test_the_doctor_fails_when_nothing_can_be_trained(run_cli, monkeypatch):
     from recallzoo.cli import _probes
 
     def broken():
         raise ImportError("no such library")
 
-    monkeypatch.setattr(_probes, "all_findings", lambda: iter([_probes.probe("core", broken)]))
+    monkeypatch.setattr(_probes, "all_probes", lambda: iter([("core", broken)]))
     outcome = run_cli("doctor")
     assert outcome.code == 1
     assert "no such library" in outcome.err

@@ -53,18 +53,18 @@ def probe(name: str, function: Callable[[], str]) -> Finding:
         return Finding(name, False, f"{type(error).__name__}: {first_line}"[:300])
 
 
-def all_findings() -> Iterator[Finding]:
-    """Every fast path, tried one after another; the first is what nothing works without."""
-    yield probe("core: train a tiny model on the CPU", core)
+def all_probes() -> Iterator[tuple[str, Callable[[], str]]]:
+    """Every fast path by name; the first is what nothing works without."""
+    yield "core: train a tiny model on the CPU", core
     for device, name in (("cpu", "the CPU"), ("cuda", "CUDA")):
-        yield probe(f"bf16 matrix product on {name}", functools.partial(bf16_product, device))
-        yield probe(f"torch.compile on {name}", functools.partial(compiles, device))
-    yield probe("CUDA graph", cuda_graph)
+        yield f"bf16 matrix product on {name}", functools.partial(bf16_product, device)
+        yield f"torch.compile on {name}", functools.partial(compiles, device)
+    yield "CUDA graph", cuda_graph
     for backend in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
-        yield probe(f"fused attention on CUDA: {backend}", functools.partial(fused, backend))
-    yield probe("Triton kernel", triton_kernel)
-    yield probe("flash-linear-attention", flash_linear_attention)
-    yield probe("packs at once on a GPU: Multi-Process Service", device_sharing)
+        yield f"fused attention on CUDA: {backend}", functools.partial(fused, backend)
+    yield "Triton kernel", triton_kernel
+    yield "flash-linear-attention", flash_linear_attention
+    yield "packs at once on a GPU: Multi-Process Service", device_sharing
 
 
 def core() -> str:

@@ -26,13 +26,18 @@ class DoctorOptions:
 def main(argv: list[str]) -> int:
     """`recallzoo doctor`: exit code 0 unless not even a tiny CPU run trains."""
     options = parse(DoctorOptions, argv, "doctor", __doc__)
-    from recallzoo.cli._probes import all_findings
+    from rich.console import Console
+
+    from recallzoo.cli._probes import all_probes, probe
 
     machine = _machine()
     findings = []
     if not options.json:
         _print_machine(machine)
-    for finding in all_findings():
+    terminal = Console(stderr=True)
+    for name, function in all_probes():
+        with terminal.status(f"trying {name}"):  # a compiler may take a minute
+            finding = probe(name, function)
         findings.append(finding)
         if not options.json:
             mark = "yes" if finding.works else "no"
