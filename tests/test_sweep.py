@@ -559,6 +559,41 @@ def test_a_sweep_clears_what_killed_processes_left_before_and_while_it_ran(tmp_p
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+class Deleting(Watcher):
+    """Deletes the folder, or the first finished run, as that is told of."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__()
+        self.folder, self.what = folder, what
+
+    def run_finished(self, result: Result) -> None:
+        if not self.finished:
+            shutil.rmtree(self.folder / self.what.format(hash=result.hash))
+        super().run_finished(result)
+
+
+@pytest.mark.parametrize("what", ["", "runs/{hash}"])
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_a_folder_deleted_during_a_sweep_is_told_and_the_same_command_goes_on(
+    tmp_path, what, num_runs
+):
+    runs, out = [RUNS[0], RUNS[3]][:num_runs], tmp_path / "out"
+    with pytest.raises(StoreError, match=r"out was deleted or moved.*the same command again"):
+        sweep(runs, Store(out), Deleting(out, what), SweepOptions(device="cpu"))
+    assert len(Store(out, create=False).hashes()) == num_runs - 1
+    results, watcher = do(runs, out)
+    assert len(results) == num_runs
+    assert len(watcher.finished) == 1
+
+
+def test_a_run_stored_in_a_deleted_folder_can_be_read_again(tmp_path):
+    store = Store(tmp_path / "out")
+    [result], _ = do([RUNS[0]], tmp_path / "other")
+    shutil.rmtree(tmp_path / "out")
+    store.write(result)
+    assert Store(tmp_path / "out", create=False).read(result.hash).hash == result.hash
+
+
 def test_emulated_bfloat16_is_warned_of_and_kept_with_the_results_it_made(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     bf16 = dataclasses.replace(RUNS[0], precision="bf16")

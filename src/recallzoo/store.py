@@ -78,6 +78,12 @@ class Store:
                 f"that nothing of yours is mixed with results."
             )
         else:
+            self.mark()
+
+    def mark(self) -> None:
+        """Say that the folder is one of results, where that is not said."""
+        marker = self.folder / "store.json"
+        if not marker.exists():
             write_json(marker, {"store_version": STORE_VERSION})
 
     @staticmethod
@@ -108,6 +114,7 @@ class Store:
         if target.is_dir():
             # Folders appear whole, so this one was damaged later; in its place ours would be lost.
             shutil.rmtree(target, ignore_errors=True)
+        self.mark()  # the folder may have been deleted since it was opened
         content = asdict(result)
         metrics, rows = content.pop("metrics"), content.pop("rows")
         with atomic_folder(target) as folder:

@@ -18,7 +18,7 @@ import torch
 
 from recallzoo.cells import cell_words
 from recallzoo.devices import SLOW_BFLOAT16, choose_device, emulates_bfloat16
-from recallzoo.errors import InvalidConfig, UserError
+from recallzoo.errors import InvalidConfig, StoreError, UserError
 from recallzoo.executors._contract import Executor, NamedPack, Unwatched, Watcher
 from recallzoo.executors._record import recorded
 from recallzoo.executors.local import LocalExecutor
@@ -131,7 +131,7 @@ def sweep(
     in the store's records, unless they are in a pack that has begun.
 
     Raises what `check_runs` does before anything trains, UserError if another process is writing
-    to the store.
+    to the store, StoreError if it was deleted meanwhile.
     """
     started = time.monotonic()
     options, watcher = options or SweepOptions(), watcher or Unwatched()
@@ -161,7 +161,15 @@ def sweep(
         )
         store.clear_leftovers()  # of workers that were lost meanwhile
         finished = [run.hash for run in runs if store.has(run.hash)]
-        if not all(store.has(run.hash) for run in asked):
+        is_complete = all(store.has(run.hash) for run in asked)
+        if not (store.folder / LOCK_FILE).exists() or not (is_complete or options.seconds):
+            store.mark()
+            raise StoreError(
+                f"{store.folder} was deleted or moved, in whole or in part, while its runs "
+                f"trained. Run the same command again: what finished since is kept there, and what "
+                f"is missing is trained anew."
+            )
+        if not is_complete:
             record["outcome"] = "out of time"
         if finished:
             store.write_table()
