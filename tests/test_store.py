@@ -223,6 +223,18 @@ def test_a_damaged_run_is_named_with_the_way_out(tmp_path, name, how):
     assert store.read("aa") == result("aa")
 
 
+@pytest.mark.parametrize(
+    ("name", "read"), [("planned.json", Store.planned), ("commands.json", Store.commands)]
+)
+@pytest.mark.parametrize("content", ["", "{", "5"])
+def test_no_advice_deletes_the_runs_beside_a_damaged_file(tmp_path, name, read, content):
+    store = Store(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(StoreError, match=rf"{name} .*[dD]elete it: the results do not") as error:
+        read(store)
+    assert "folder it is in" not in str(error.value)
+
+
 REMOVED = "(removed)"
 
 

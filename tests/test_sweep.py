@@ -494,6 +494,14 @@ def test_a_record_of_calls_that_cannot_be_read_is_named(tmp_path, content):
         sweep(RUNS[:1], store, Watcher(), SweepOptions(device="cpu"))
 
 
+def test_no_advice_deletes_the_runs_beside_a_damaged_record_of_calls(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(StoreError, match=r"sweep.json .*delete it: the results do not") as error:
+        sweep(RUNS[:1], store, Watcher(), SweepOptions(device="cpu"))
+    assert "folder it is in" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["tpu", "", "gpu:0", "cuda:-1", "cpu cuda"])
 def test_an_unknown_device_is_named_with_those_that_are_known(name):
     with pytest.raises(UserError, match=r"is unknown. Use auto, cpu, cuda or cuda:N"):

@@ -165,14 +165,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; StoreError if the file is damaged."""
+def read_json(
+    path: Path, remedy: str = "delete it (or the folder it is in) and run the command again"
+) -> Any:
+    """Read JSON; StoreError if the file is damaged, with what to do then: deleting it and the
+    folder it is in, unless `remedy` says otherwise, as where the folder has more to lose."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise StoreError(
-            f"{path} is not valid JSON ({error}). It was damaged after it was written; "
-            f"delete it (or the folder it is in) and run the command again."
+            f"{path} is not valid JSON ({error}). It was damaged after it was written; {remedy}."
         ) from error
     except OSError as error:
         raise StoreError(f"could not read {path}: {error.strerror or error}.") from error

@@ -147,7 +147,8 @@ class Store:
         path = self.folder / "planned.json"
         if not path.exists():
             return {}
-        content = read_json(path)
+        remedy = "the results do not need it, and recallzoo run writes it anew"
+        content = read_json(path, f"delete it: {remedy}")
         version = content.get("plan_version") if isinstance(content, dict) else None
         runs = content.get("runs") if version == PLAN_VERSION else None
         if not isinstance(runs, dict) or not all(
@@ -155,8 +156,7 @@ class Store:
         ):
             raise StoreError(
                 f"{path} is damaged, or was written by a newer recallzoo (plan version {version}, "
-                f"this one knows {PLAN_VERSION}). Delete it: the results do not need it, and "
-                f"recallzoo run writes it anew."
+                f"this one knows {PLAN_VERSION}). Delete it: {remedy}."
             )
         return runs
 
@@ -231,9 +231,10 @@ class Store:
     def commands(self) -> list[str]:
         """The command lines that trained into this folder, oldest first."""
         path = self.folder / "commands.json"
-        content = read_json(path) if path.exists() else []
+        remedy = "the results do not need it"
+        content = read_json(path, f"delete it: {remedy}") if path.exists() else []
         if not (isinstance(content, list) and all(isinstance(line, str) for line in content)):
-            raise StoreError(f"{path} is damaged. Delete it: the results do not need it.")
+            raise StoreError(f"{path} is damaged. Delete it: {remedy}.")
         return content
 
     def write_table(self) -> Path:

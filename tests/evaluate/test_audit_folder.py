@@ -103,6 +103,15 @@ def test_replacing_an_audit_keeps_what_is_not_of_it(is_damaged, here, tmp_path):
     assert not (out / "report").exists()
 
 
+def test_damaged_settings_are_named_and_the_way_out_works(here, tmp_path):
+    out = tmp_path / "out"
+    run(here, out)
+    (out / "settings.json").write_text("{")
+    with pytest.raises(StoreError, match=r"settings\.json is not valid .* give --overwrite"):
+        run(here, out)
+    assert run(here, out, overwrite=True).about["context"] == 32
+
+
 def test_an_audit_that_may_not_be_changed_is_named(here, tmp_path, monkeypatch):
     run(here, tmp_path / "out", context=16)
 

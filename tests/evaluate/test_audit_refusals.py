@@ -58,7 +58,7 @@ SPOILT = [
     (lambda m: edit(m / "config.json", n_embd=32), StoreError, "mismatched keys"),
     (lambda m: edit(m / "config.json", n_positions=16), UserError, "--context 16"),
     (lambda m: edit(m / "config.json", model_type="no_such"), UserError, "no_such"),
-    (lambda m: (m / "config.json").write_text("{"), StoreError, "not valid JSON"),
+    (lambda m: (m / "config.json").write_text("{"), StoreError, "download the model again"),
     (lambda m: edit(m / "config.json", n_layer="x"), UserError, "n_layer"),
     (lambda m: edit(m / "config.json", n_head=0), UserError, "by zero"),
     (lambda m: (m / "generation_config.json").write_text("[]"), UserError, "could not be loaded"),

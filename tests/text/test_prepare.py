@@ -235,6 +235,15 @@ def test_replacing_data_keeps_what_is_not_of_them(data, damage):
     assert replaced.pair_counts().num_tokens == replaced.split("train").num_tokens
 
 
+def test_a_damaged_plan_of_unfinished_data_is_named_and_the_way_out_works(data):
+    (data.folder / WORK).mkdir(exist_ok=True)
+    (data.folder / WORK / "plan.json").write_text("{")
+    (data.folder / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"plan\.json is not valid .* give --overwrite"):
+        made(data.folder)
+    assert made(data.folder, overwrite=True).split("train").num_tokens
+
+
 def test_data_in_the_making_or_being_counted_are_not_replaced(data):
     before = sorted(data.folder.rglob("*"))
     for held, words in ((WORK, "preparing"), ("pair_counts.work", "counting pairs")):
@@ -296,6 +305,16 @@ def test_damage_is_refused(data, name):
     path.unlink()
     with pytest.raises((StoreError, UserError), match="missing"):
         open_data(data.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("manifest.json", "make the data again"), ("pair_counts/pair_counts.json", "make the pair")],
+)
+def test_a_damaged_manifest_says_what_to_make_again(data, name, words):
+    (data.folder / name).write_text("{")
+    with pytest.raises(StoreError, match=words):
+        open_data(data.folder).pair_counts()
 
 
 def test_a_tokenizer_changed_between_kill_and_restart_is_refused(tmp_path, monkeypatch):

@@ -226,7 +226,7 @@ def _claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     path = out / store.SETTINGS
     if path.exists():
         try:
-            there = read_json(path)
+            there = read_json(path, "give --overwrite to start the audit again, or another --out")
         except StoreError:
             if not overwrite:
                 raise

@@ -85,7 +85,7 @@ def find_model(given: str) -> ModelSource:
     require_libraries()
     name, path = split_name(given)
     folder = _folder_of(path)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "copy or download the model again")
     if not isinstance(config, dict):
         raise StoreError(f"{folder / 'config.json'} holds no object: it is damaged.")
     _require_named_mixers(config, Path(path).expanduser())

@@ -52,12 +52,13 @@ def recorded(folder: Path, **facts: Any) -> Iterator[dict[str, Any]]:
 def _calls(path: Path) -> list[Any]:
     if not path.exists():
         return []
-    content = read_json(path)
+    remedy = "the results do not need it"
+    content = read_json(path, f"delete it: {remedy}")
     version = content.get("record_version") if isinstance(content, dict) else None
     if version != RECORD_VERSION or not isinstance(content.get("calls"), list):
         raise StoreError(
             f"{path} is damaged, or was written by a newer recallzoo (record version "
-            f"{version}, this one knows {RECORD_VERSION}). Delete it: the results do not need it."
+            f"{version}, this one knows {RECORD_VERSION}). Delete it: {remedy}."
         )
     return content["calls"]
 

@@ -37,7 +37,7 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 def read_sealed_json(path: Path, what: str) -> dict[str, Any]:
     """Read what `write_sealed_json` wrote; StoreError if it is not that any more."""
-    value = read_json(path)
+    value = read_json(path, f"make the {what} again")
     if not isinstance(value, dict) or digest_of(
         {key: part for key, part in value.items() if key != "sha256"}
     ) != value.get("sha256"):

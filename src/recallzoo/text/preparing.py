@@ -249,7 +249,8 @@ def _prepare(
 ) -> TokenData:
     out, work = options.out, options.out / WORK
     if has_begun(out):
-        require_same(plan, read_json(work / PLAN), out)
+        there = read_json(work / PLAN, "give --overwrite to start again, or another --out")
+        require_same(plan, there, out)
     else:
         write_json(work / PLAN, plan)
     remove_leftovers(out)
