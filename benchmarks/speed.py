@@ -20,6 +20,7 @@ already lie on the device (speed-ups are against this); and once more through it
 Ours: steps of `Pack.train` between two of its reports, shuffling and drawing included, in the
 precision of the recipe (bfloat16 on a GPU), divided by the runs of the pack. Evaluation,
 compilation and drawing the data set are in neither. Medians of several intervals, after warm-up.
+Freed memory stays with the process, as in every command of ours; the reference gains by it too.
 
 Most of the time is compilation. With --processes each cell has a process of its own, so many on
 each GPU beside one another: all compile, and when none does any more, they time in turn, with the
@@ -48,6 +49,7 @@ from speed_waves import run_in_waves
 
 from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
+from recallzoo.heap import keep_freed_memory
 from recallzoo.model import LanguageModel
 from recallzoo.provenance import commit
 from recallzoo.run import Precision
@@ -363,6 +365,7 @@ def main() -> int:
     options.turn = Turn(options.lock)
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     device = torch.device(options.device)
     if options.reference is not None:
         zoology.load(options.reference)

@@ -268,3 +268,21 @@ def test_a_place_where_no_lock_can_be_written_is_named(tmp_path):
         exclusive(tmp_path / "file" / "lock", "busy"),
     ):
         pass
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_files_can_be_read_by_those_whom_the_mask_lets_whatever_library_wrote_them(tmp_path, mask):
+    code = (
+        "import os, pathlib, sys, torch\n"
+        f"os.umask({mask})\n"
+        "from safetensors.torch import save_file\n"
+        "from recallzoo.files import atomic_file, atomic_folder\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "with atomic_file(folder / 'one') as one:\n"
+        "    save_file({'x': torch.ones(2)}, one)\n"
+        "with atomic_folder(folder / 'model') as model:\n"
+        "    save_file({'x': torch.ones(2)}, model / 'two')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    for path in (tmp_path / "one", tmp_path / "model" / "two"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask

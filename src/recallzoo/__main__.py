@@ -2,6 +2,7 @@
 
 from typing import NoReturn
 
+from recallzoo.heap import keep_freed_memory
 from recallzoo.interrupts import run_process
 
 
@@ -11,6 +12,7 @@ def start() -> NoReturn:
 
 
 def _main() -> int:
+    keep_freed_memory()
     # Imported when signals are looked after already.
     from recallzoo.cli import main
 

@@ -25,6 +25,17 @@ LOCK_FILE = ".lock"
 """What `exclusive` holds in a folder that one process at a time may write to."""
 
 
+def _new_file_mode() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+NEW_FILE_MODE = _new_file_mode()
+"""Of files that this process makes; the mask cannot be read without being set for a moment, so once
+is enough."""
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
@@ -40,6 +51,8 @@ def _sync_folder(folder: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+    with suppress(OSError):  # of file systems without permissions
+        path.chmod(NEW_FILE_MODE)  # safetensors keeps its files from everybody else
 
 
 def explain_os_error(error: OSError, path: Path) -> StoreError:

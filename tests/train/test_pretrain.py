@@ -357,7 +357,8 @@ def test_a_newer_version_is_refused(which, data, interrupted):
     ("changed", "words"),
     [
         ({"num_layers": 2}, "of another model.*num_layers is 1 there and 2 here"),
-        ({"preset": "rwkv-70m"}, "of another model"),
+        ({"preset": "rwkv-70m"}, "model.mixers is .attention. there and .rwkv4. here"),
+        ({"d_model": 128}, r"attention\(.*num_heads=1.* there and .attention\(.*num_heads=2"),
         ({"seed": 1}, "another order of the data.*seed is 0 there and 1 here"),
         ({"global_batch": 2}, "another order of the data"),
         ({"learning_rate": 1e-3}, "learning_rate is 0.0008 there and 0.001 here"),

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recallzoo.heap import CHOSEN_BY_USER, LARGEST_KEPT, keep_freed_memory
 from recallzoo.variables import environment_with
 
 CUDA_MISSING = "needs an NVIDIA GPU; PyTorch sees none here"
@@ -56,6 +57,7 @@ def probe(name: str, function: Callable[[], str]) -> Finding:
 def all_probes() -> Iterator[tuple[str, Callable[[], str]]]:
     """Every fast path by name; the first is what nothing works without."""
     yield "core: train a tiny model on the CPU", core
+    yield "freed memory stays with the process", freed_memory
     for device, name in (("cpu", "the CPU"), ("cuda", "CUDA")):
         yield f"bf16 matrix product on {name}", functools.partial(bf16_product, device)
         yield f"torch.compile on {name}", functools.partial(compiles, device)
@@ -87,6 +89,16 @@ def core() -> str:
     if result.status == "diverged":
         raise RuntimeError("the loss is not finite")
     return f"{result.steps} steps in {time.monotonic() - started:.1f} s"
+
+
+def freed_memory() -> str:
+    """Ask the C library to keep what is freed, as every command does."""
+    if not keep_freed_memory():
+        raise Unavailable(
+            f"the C library is not glibc, or the environment says how it is to allocate "
+            f"({', '.join(CHOSEN_BY_USER)}): training on a CPU may take up to twice as long"
+        )
+    return f"blocks of up to {LARGEST_KEPT[0] // 2**20} MiB"
 
 
 def compiles(device: str) -> str:

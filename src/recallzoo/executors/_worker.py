@@ -17,6 +17,7 @@ from recallzoo.devices import is_out_of_memory
 from recallzoo.errors import RecallzooError, UserError
 from recallzoo.executors import _mps
 from recallzoo.executors.devices import free_memory, memory_for_packs
+from recallzoo.heap import keep_freed_memory
 from recallzoo.mixers._user_file import find_beside, module_of
 from recallzoo.run import Run
 from recallzoo.store import Store
@@ -61,6 +62,7 @@ class PackWorker:
 
     def __init__(self, options: WorkerOptions, mailbox: Any) -> None:
         self._options, self._mailbox = options, mailbox
+        keep_freed_memory()
         _mps.enter()
         for path, source in options.files:  # before a pack arrives that is made of them
             find_beside(Path(path))

@@ -260,15 +260,28 @@ def _compared(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> 
         if isinstance(old, dict) and isinstance(new, dict):
             found += _compared(old, new, f"{prefix}{name}.")
         elif old != new:
-            short = prefix + name == "model.mixers"
-            found.append((prefix + name, *((_short(old), _short(new)) if short else (old, new))))
+            words = _mixers_in_words(old, new) if prefix + name == "model.mixers" else (old, new)
+            found.append((prefix + name, *words))
     return found
 
 
-def _short(mixers: Any) -> str:
-    sources = ((one["name"], one.get("source_sha256")) for one in mixers or ())
-    names = (f"{name} (sha256 {sha[:12]})" if sha else name for name, sha in sources)
-    return ", ".join(dict.fromkeys(names))
+def _mixers_in_words(old: Any, new: Any) -> tuple[str, str]:
+    """Their names, and as much more as tells them apart."""
+    for words in (_named, _with_options):
+        told = [", ".join(dict.fromkeys(words(one) for one in each or ())) for each in (old, new)]
+        if told[0] != told[1]:
+            return told[0], told[1]
+    return ", ".join(map(_named, old)), ", ".join(map(_named, new))  # in another order
+
+
+def _named(mixer: dict[str, Any]) -> str:
+    sha = mixer.get("source_sha256")
+    return f"{mixer['name']} (sha256 {sha[:12]})" if sha else mixer["name"]
+
+
+def _with_options(mixer: dict[str, Any]) -> str:
+    options = (f"{name}={value}" for name, value in sorted(dict(mixer["options"]).items()))
+    return f"{_named(mixer)}({', '.join(options)})"
 
 
 def _kind_of_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
