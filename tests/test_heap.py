@@ -51,6 +51,15 @@ def test_every_command_keeps_it():
     assert int(printed(command)) < PAGES * 0.2
 
 
+def test_workers_of_a_cluster_keep_it():
+    worker = (
+        "from recallzoo.executors._worker import PackWorker, WorkerOptions\n"
+        "PackWorker(WorkerOptions(folder='', device='cpu', compiled=None, checkpoint_seconds=0.0,\n"
+        "    packs_per_device=1, most_devices=None, version=''), None)\nfaults()"
+    )
+    assert int(printed(worker)) < PAGES * 0.2
+
+
 @pytest.mark.parametrize("name", CHOSEN_BY_USER)
 def test_what_the_environment_says_of_memory_is_left_as_it_is(name):
     value = "glibc.malloc.trim_threshold=131072" if name == "GLIBC_TUNABLES" else "131072"

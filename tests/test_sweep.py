@@ -594,6 +594,21 @@ def test_a_folder_deleted_during_a_sweep_is_told_and_the_same_command_goes_on(
     assert len(watcher.finished) == 1
 
 
+def test_a_folder_deleted_before_its_first_result_is_told_though_all_are_there(tmp_path):
+    out = tmp_path / "out"
+
+    class Early(Watcher):
+        def pack_started(self, runs: list[Run], number: int, num_packs: int) -> None:
+            shutil.rmtree(out)
+            super().pack_started(runs, number, num_packs)
+
+    with pytest.raises(StoreError, match=r"out was deleted or moved.*the same command again"):
+        sweep([RUNS[0]], Store(out), Early(), SweepOptions(device="cpu"))
+    results, watcher = do([RUNS[0]], out)
+    assert len(results) == 1
+    assert not watcher.finished
+
+
 def test_a_run_stored_in_a_deleted_folder_can_be_read_again(tmp_path):
     store = Store(tmp_path / "out")
     [result], _ = do([RUNS[0]], tmp_path / "other")

@@ -25,17 +25,6 @@ LOCK_FILE = ".lock"
 """What `exclusive` holds in a folder that one process at a time may write to."""
 
 
-def _new_file_mode() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-NEW_FILE_MODE = _new_file_mode()
-"""Of files that this process makes; the mask cannot be read without being set for a moment, so once
-is enough."""
-
-
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
@@ -51,8 +40,17 @@ def _sync_folder(folder: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    with suppress(OSError):  # of file systems without permissions
-        path.chmod(NEW_FILE_MODE)  # safetensors keeps its files from everybody else
+    if path.stat().st_mode & 0o777 == 0o600:  # as safetensors makes its files, whatever the mask
+        path.chmod(_mode_of_new_files(path.parent))
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    probe = _temporary(folder / "mode")
+    probe.touch()
+    try:
+        return probe.stat().st_mode & 0o777
+    finally:
+        probe.unlink()
 
 
 def explain_os_error(error: OSError, path: Path) -> StoreError:

@@ -3,8 +3,8 @@
 glibc gives memory back to the system when enough of it is free, and the system clears each page of
 what it hands out next when that is first touched. A step on a CPU takes and frees tensors of
 megabytes all the time: small pretrainings spent a third of their time on that (docs/lab.md). The
-price is room between blocks, which an aligned request does not fill exactly (glibc before 2.38): a
-tenth to a third more at the peak was seen.
+price is room between blocks: up to a third more at the peak was seen (glibc 2.36, where an aligned
+request does not fill a block of its size).
 """
 
 import ctypes
@@ -13,8 +13,8 @@ import os
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
 LARGEST_KEPT = (2**28, 2**25)
-"""Size from which a block is the system's own; the second is the most that glibc takes before 2.35.
-With the second alone models with larger tensors gain nothing."""
+"""Size from which a block is the system's own; the second is the most that mallopt(3) promises to
+take, with which models with larger tensors gain nothing."""
 LARGEST_INT = 2**31 - 1
 CHOSEN_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 

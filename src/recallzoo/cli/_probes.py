@@ -96,7 +96,7 @@ def freed_memory() -> str:
     if not keep_freed_memory():
         raise Unavailable(
             f"the C library is not glibc, or the environment says how it is to allocate "
-            f"({', '.join(CHOSEN_BY_USER)}): training on a CPU may take up to twice as long"
+            f"({', '.join(CHOSEN_BY_USER)}): training on a CPU may take half as long again"
         )
     return f"blocks of up to {LARGEST_KEPT[0] // 2**20} MiB"
 

@@ -271,7 +271,7 @@ def _mixers_in_words(old: Any, new: Any) -> tuple[str, str]:
         told = [", ".join(dict.fromkeys(words(one) for one in each or ())) for each in (old, new)]
         if told[0] != told[1]:
             return told[0], told[1]
-    return ", ".join(map(_named, old)), ", ".join(map(_named, new))  # in another order
+    return ", ".join(map(_with_options, old)), ", ".join(map(_with_options, new))  # another order
 
 
 def _named(mixer: dict[str, Any]) -> str:
